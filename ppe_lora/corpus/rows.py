@@ -1,0 +1,98 @@
+"""The data row, the files rows live in, and how they are read back with `file:line` errors."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from ppe_lora.errors import DataError
+from ppe_lora.recipe.schema import SplitName, Style
+from ppe_lora.section import Section
+from ppe_lora.tasks.scores import Language, ScoresTask
+
+SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
+
+
+class Row(Section):
+    """One request and its target. `id` is the hash of what the student sees and must answer."""
+
+    id: str
+    request: str = Field(min_length=1)
+    target: dict[str, int | float]
+    language: Language
+    style: Style | None = None
+    scenario: tuple[str, ...] = ()
+    sampler: Literal["uniform", "cluster", "edge", "import"] = "import"
+    teacher: str | None = None
+    context: dict[str, str] | None = None
+
+
+def row_id(request: str, target: dict[str, float], language: Language, context: dict[str, str] | None) -> str:
+    """Content hash of a row: 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
+    content = json.dumps([request, target, language, context], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def split_path(folder: Path, split: SplitName) -> Path:
+    """The file of one split of a data set."""
+    return folder / f"ft_request_param_{split}.jsonl"
+
+
+def to_json(row: Row) -> str:
+    """One line of a data file, without its line end. Unset fields are left out."""
+    return json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as JSONL, replacing the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(to_json(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_rows(path: Path, task: ScoresTask) -> list[Row]:
+    """Read and check a data file.
+
+    Raises:
+        DataError: The file is missing or empty, or rows break the contract. All problems are collected (the first 20
+            are shown), each starting with `file:line`.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such data file; make it with `ppe-lora data build RECIPE`")
+    rows: list[Row] = []
+    problems: list[str] = []
+    first_line_of: dict[str, int] = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = Row.model_validate_json(line)
+                task.check_target(row.target)
+            except ValidationError as error:
+                problems += [f"{path}:{number}: {_where(e['loc'])}{e['msg']}" for e in error.errors()]
+                continue
+            except ValueError as error:
+                problems.append(f"{path}:{number}: target: {error}")
+                continue
+            if row.id in first_line_of:
+                problems.append(f"{path}:{number}: id {row.id} is already used in line {first_line_of[row.id]}")
+            first_line_of.setdefault(row.id, number)
+            rows.append(row)
+    if problems:
+        more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise DataError("\n".join(problems[:20] + more))
+    if not rows:
+        raise DataError(f"{path}: expected at least one row; got an empty file")
+    return rows
+
+
+def targets_matrix(rows: Sequence[Row], task: ScoresTask) -> list[list[float]]:
+    """Targets as N rows by K keys, in the task's key order, in task units."""
+    return [[row.target[key] for key in task.keys] for row in rows]
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, location)) + ": " if location else ""

@@ -1,0 +1,33 @@
+"""Errors a user can mend. They print without a traceback and exit with status 2; any other exception is a bug."""
+
+
+class PpeError(Exception):
+    """Base of all errors whose message says where, what was expected, what was found, and what to do."""
+
+
+class RecipeError(PpeError):
+    """A recipe cannot be loaded: every problem found, one per line, each starting with `file:line`."""
+
+
+class DataError(PpeError):
+    """A data file or a data set breaks the row contract; the message starts with `file:line` where there is one."""
+
+
+class ModelError(PpeError):
+    """A base model, tokenizer, adapter or quantization cannot be used as asked."""
+
+
+class MetricError(PpeError):
+    """A metric is undefined for its input (no rows, or shapes that differ)."""
+
+
+class SelectionError(PpeError):
+    """No epoch passes the recipe's format gate."""
+
+
+class RunError(PpeError):
+    """A run folder cannot be written, resumed or read as asked."""
+
+
+class Interrupted(PpeError):
+    """Training stopped on a signal after its checkpoint was written."""

@@ -1,0 +1,38 @@
+"""Which epoch is the best: a gate on the format, then the smallest true error. Never the token loss."""
+
+from collections.abc import Mapping
+
+from ppe_lora.errors import SelectionError
+
+
+def select_epoch(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: float) -> int:
+    """The epoch to serve: among those whose format rates pass the gate, the one with the smallest mse_norm.
+
+    Ties go to the earlier epoch.
+
+    Args:
+        metrics_by_epoch: Epoch number to its decoded metrics.
+        gate: Lowest json_valid_rate and schema_valid_rate that pass.
+
+    Raises:
+        SelectionError: No epoch passes; the message names the nearest.
+    """
+    passing = [
+        epoch for epoch, metrics in metrics_by_epoch.items() if format_rate(metrics) >= gate and "mse_norm" in metrics
+    ]
+    if passing:
+        return min(passing, key=lambda epoch: (metrics_by_epoch[epoch]["mse_norm"], epoch))
+    if not metrics_by_epoch:
+        raise SelectionError("selection: expected at least one evaluated epoch; got none")
+    nearest = max(metrics_by_epoch, key=lambda epoch: format_rate(metrics_by_epoch[epoch]))
+    found = metrics_by_epoch[nearest]
+    raise SelectionError(
+        f"selection: no epoch passes the format gate of {gate:g}; the nearest is epoch {nearest} with "
+        f"json_valid_rate {found['json_valid_rate']:.3f} and schema_valid_rate {found['schema_valid_rate']:.3f}. "
+        "Train longer or raise train.learning_rate; evaluate.gate says what is accepted."
+    )
+
+
+def format_rate(metrics: Mapping[str, float]) -> float:
+    """The lower of json_valid_rate and schema_valid_rate, the figure the gate looks at."""
+    return min(metrics["json_valid_rate"], metrics["schema_valid_rate"])

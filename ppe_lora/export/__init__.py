@@ -1,0 +1,1 @@
+"""From an adapter to weights that any engine serves: merge, prove, describe."""

@@ -1,0 +1,169 @@
+"""The model card: what an exported model is, what it learned from, and how good it is."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from ppe_lora.artifacts import write_text
+from ppe_lora.recipe import Recipe
+from ppe_lora.recipe.load import dump_recipe
+from ppe_lora.recipe.schema import GenerateSource, ImportSource
+from ppe_lora.tasks.scores import Language
+
+# As their repositories state it. Anything else is "other", and the card sends the reader to the base model's page.
+_BASE_LICENSES = {
+    "smollm2-135m": "apache-2.0",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "apache-2.0",
+    "mistralai/Mistral-7B-Instruct-v0.3": "apache-2.0",
+    "mistralai/Ministral-3-3B-Instruct-2512-BF16": "apache-2.0",
+    "mistralai/Ministral-3-8B-Instruct-2512-BF16": "apache-2.0",
+    "mistralai/Mistral-Small-3.2-24B-Instruct-2506": "apache-2.0",
+}
+_REPOSITORIES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+_CARD = Template("""\
+---
+$front_matter
+---
+
+# $name
+
+Reads a request in a person's own words and answers with $count numbers as compact JSON, and nothing else:
+
+```json
+$example
+```
+
+Each is from $low to $high. Fine-tuned with LoRA (rank $rank, alpha $alpha$variants) from `$base`, then merged.
+
+## Use
+
+Send the instruction as the system message and the request as the user message, decode greedily, parse the JSON:
+
+$instructions
+
+## Quality
+
+Metrics of greedily decoded answers. `mse_norm` is the mean squared error with the range mapped to 0-1;
+`train_mean_mse_norm` is that of always answering with the training rows' mean.
+
+$metrics
+
+## Data
+
+$data
+
+## How it was made
+
+$facts
+
+<details><summary>The resolved recipe</summary>
+
+```yaml
+$recipe
+```
+
+</details>
+
+## License
+
+The merged weights contain those of `$base` and come under its license ($license). The license of the data may bind
+them too.
+""")
+
+
+def write_model_card(
+    folder: Path, recipe: Recipe, facts: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]]
+) -> Path:
+    """Write `README.md` of an exported model.
+
+    Args:
+        folder: The merged model's folder.
+        recipe: The resolved recipe.
+        facts: What else a reader wants to know, from the manifests: dataset_version, epoch, rows, packages, ...
+        metrics: Split name (valid, test, valid (merged), ...) to metric name to value. A metric missing from a split
+            is left empty.
+
+    Returns:
+        The card's path.
+    """
+    task = recipe.task
+    middle = task.round((task.low + task.high) / 2)
+    lora = recipe.student.lora
+    base = _REPOSITORIES.get(recipe.student.model, recipe.student.model)
+    text = _CARD.substitute(
+        front_matter=_front_matter(recipe, base),
+        name=recipe.name,
+        count=len(task.keys),
+        example=task.render(dict.fromkeys(task.keys, middle)),
+        low=task.low,
+        high=task.high,
+        rank=lora.rank,
+        alpha=f"{lora.alpha:g}",
+        variants=(", rsLoRA" if lora.rslora else "") + (", DoRA" if lora.dora else ""),
+        base=base,
+        instructions="\n>\n".join(f"> {lang}: {task.instruction_text(lang)}" for lang in _languages(recipe)),
+        metrics=_metrics_table(metrics),
+        data=_describe_data(recipe),
+        facts="\n".join(f"- {name}: {_inline(value)}" for name, value in facts.items()) or "- no facts recorded",
+        recipe=dump_recipe(recipe).rstrip(),
+        license=_license(recipe.student.model),
+    )
+    path = folder / "README.md"
+    write_text(path, text)
+    return path
+
+
+def _front_matter(recipe: Recipe, base: str) -> str:
+    fields: dict[str, Any] = {
+        "base_model": base,
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "language": _languages(recipe),
+        "license": _license(recipe.student.model),
+        "tags": ["ppe-lora", "lora", "trl", "prompt-to-parameter"],
+    }
+    # JSON scalars and lists are YAML, quoted
+    return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items())
+
+
+def _languages(recipe: Recipe) -> list[Language]:
+    source = recipe.data.source
+    if isinstance(source, GenerateSource):
+        return sorted(language for language, weight in source.languages.items() if weight > 0)
+    return [source.language]
+
+
+def _license(model: str) -> str:
+    return _BASE_LICENSES.get(model, "other")
+
+
+def _describe_data(recipe: Recipe) -> str:
+    source = recipe.data.source
+    if isinstance(source, ImportSource):
+        files = ", ".join(f"`{file.path}`" for file in source.files.values())
+        return f"`{recipe.data.name}`: imported from {files}."
+    return (
+        f"`{recipe.data.name}`: {source.rows} sampled vectors phrased by the {source.teacher.kind} teacher. The "
+        "requests are machine-made; expect a wider spread of wording from people."
+    )
+
+
+def _metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    names = list(dict.fromkeys(name for split in metrics.values() for name in split))
+    if not names:
+        return "Not evaluated."
+    lines = ["| metric | " + " | ".join(metrics) + " |", "|---|" + "---:|" * len(metrics)]
+    for name in names:
+        cells = [f"{split[name]:.4g}" if name in split else "" for split in metrics.values()]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_inline(inner)}" for name, inner in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,121 @@
+"""Prove a merged model: reload it in a process that has none of our code, decode, and compare."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ppe_lora.artifacts import read_json, write_json
+from ppe_lora.errors import ModelError
+
+_SCRIPT = Path(__file__).with_name("plain_reload.py")
+_SHOWN_LINES = 15
+
+
+class Agreement(NamedTuple):
+    """How far two decodes of the same prompts agree."""
+
+    rows: int
+    equal: int
+    first_difference: int | None
+    """Index of the first row whose ids differ."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every row is equal."""
+        return self.equal == self.rows
+
+
+def reload_and_decode(
+    model_dir: Path,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    batch_rows: int,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    device: str | None = None,
+) -> list[list[int]]:
+    """Greedy ids of a model folder, loaded and decoded by plain transformers in a process of its own.
+
+    Free the GPU of the caller's model first where both do not fit.
+
+    Args:
+        model_dir: An exported model folder.
+        prompts: Prompt ids, unpadded.
+        end_ids: Ids that end an answer.
+        pad_id: Fills prompts from the left; it is masked.
+        max_new_tokens: Tokens after which an answer that has not ended is cut.
+        batch_rows: Rows decoded together, sorted by length.
+        dtype: Type to load the weights in; `auto` is the stored one.
+        device: Where to decode; by default the GPU where there is one.
+
+    Returns:
+        The new ids of each prompt, in the order given, cut after the first end id.
+
+    Raises:
+        ModelError: The folder cannot be reloaded or decoded; the message holds the last lines of the process.
+    """
+    if not prompts:
+        raise ValueError("expected at least one prompt; got none")
+    asked = {
+        "prompt_ids": [list(prompt) for prompt in prompts],
+        "end_ids": list(end_ids),
+        "pad_id": pad_id,
+        "max_new_tokens": max_new_tokens,
+        "batch": batch_rows,
+        "dtype": dtype,
+        "device": device,
+    }
+    with tempfile.TemporaryDirectory(prefix="ppe-reload-") as folder:
+        prompts_file, out_file = Path(folder) / "prompts.json", Path(folder) / "out.json"
+        write_json(prompts_file, asked)
+        done = subprocess.run(
+            # -P: the script's own folder, whose file names mean something else, stays out of the import path
+            [sys.executable, "-P", str(_SCRIPT), str(model_dir.resolve()), str(prompts_file), str(out_file)],
+            env=_single_process_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            last = "\n".join(done.stderr.strip().splitlines()[-_SHOWN_LINES:])
+            raise ModelError(
+                f"{model_dir}: plain transformers could not reload and decode it (exit {done.returncode}); "
+                f"the last lines it printed:\n{last}"
+            )
+        new_ids: list[list[int]] = read_json(out_file)["new_ids"]
+    return new_ids
+
+
+def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> Agreement:
+    """Compare two decodes of the same prompts, row by row.
+
+    Raises:
+        ValueError: They have different numbers of rows, or none.
+
+    Example:
+        >>> agreement([[1], [2]], [[1], [3]])
+        Agreement(rows=2, equal=1, first_difference=1)
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"expected two decodes of the same rows; got {len(first)} and {len(second)} rows")
+    differing = [
+        index for index, (one, other) in enumerate(zip(first, second, strict=True)) if list(one) != list(other)
+    ]
+    return Agreement(len(first), len(first) - len(differing), differing[0] if differing else None)
+
+
+def _single_process_environment() -> dict[str, str]:
+    """Our environment without what a launcher sets for its ranks, and never the Hub."""
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in launcher and not name.startswith(("ACCELERATE_", "TORCHELASTIC_", "FSDP_"))
+    }
+    return {**kept, "HF_HUB_OFFLINE": "1"}

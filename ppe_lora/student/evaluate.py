@@ -1,0 +1,139 @@
+"""Decode a split, parse the answers, score them. Every evaluation of a student goes through here."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from ppe_lora.student.encode import EncodedRow, encode_rows
+from ppe_lora.student.tokenizer import StudentTokenizer
+from transformers import PreTrainedModel
+
+from ppe_lora.artifacts import write_json, write_text
+from ppe_lora.console import progress
+from ppe_lora.corpus.rows import Row
+from ppe_lora.evaluation.baselines import constant_mse_norm, train_mean_mse_norm
+from ppe_lora.evaluation.metrics import Matrix, as_matrix, collapse_warnings, latency_metrics, score
+from ppe_lora.recipe.schema import Evaluate
+from ppe_lora.student.collate import CompletionCollator, completion_nll
+from ppe_lora.student.decode import answer_token_limit, greedy_decode, measure_latency_ms
+from ppe_lora.tasks.scores import Answer, Rejected, ScoresTask
+
+
+class EncodedSplit(NamedTuple):
+    """The rows of a split that fit the model, with their tokens, and how many did not fit."""
+
+    rows: list[Row]
+    encoded: list[EncodedRow]
+    too_long: int
+
+
+class Evaluation(NamedTuple):
+    """One evaluation: flat metrics, one prediction per row, and what looks wrong, in words."""
+
+    metrics: dict[str, float]
+    predictions: list[dict[str, Any]]
+    warnings: list[str]
+
+
+def encode_split(rows: Sequence[Row], task: ScoresTask, tokenizer: StudentTokenizer, max_tokens: int) -> EncodedSplit:
+    """Encode a split; rows longer than `max_tokens` are left out and counted, never cut."""
+    encoded = encode_rows(rows, task, tokenizer, max_tokens)
+    by_id = {row.id: row for row in rows}
+    return EncodedSplit([by_id[row.id] for row in encoded.encoded], list(encoded.encoded), len(encoded.too_long))
+
+
+def evaluate_student(
+    model: PreTrainedModel,
+    split: EncodedSplit,
+    train_NK: Matrix,
+    task: ScoresTask,
+    tokenizer: StudentTokenizer,
+    settings: Evaluate,
+) -> Evaluation:
+    """Decode every row of a split once, over all processes, and score the answers.
+
+    All processes return the same evaluation. `valid_loss` is the summed negative log-likelihood over the summed
+    completion tokens, in nats, whatever the batching. `train_mean_mse_norm` and `constant_mse_norm` are what the two
+    trivial predictors get on the same rows.
+
+    Args:
+        model: The bare model, without distributed wrappers; its training mode is restored.
+        split: The rows to decode.
+        train_NK: Training targets in task units, for the trivial predictor.
+    """
+    state = PartialState()
+    mine = range(state.process_index, len(split.rows), state.num_processes)
+    limit = answer_token_limit(task, tokenizer)
+    with progress("decoding", len(mine), visible=state.is_main_process) as advance:
+        ids = greedy_decode(
+            model,
+            [split.encoded[index].prompt_ids for index in mine],
+            tokenizer,
+            max_new_tokens=limit,
+            batch_rows=settings.batch_rows,
+            advance=advance,
+        )
+    nll, tokens = _summed_nll(model, [split.encoded[index] for index in mine], tokenizer, settings.batch_rows)
+    decoded: dict[int, list[int]] = dict(gather_object(list(zip(mine, ids, strict=True))))
+    sums = gather_object([(nll, tokens)])
+    outcomes = [task.parse(tokenizer.decode(decoded[index])) for index in range(len(split.rows))]
+    target_NK = as_matrix([row.target for row in split.rows], task)
+    timed = split.encoded[: settings.latency_rows] if state.is_main_process else []
+    latencies = measure_latency_ms(model, [row.prompt_ids for row in timed], tokenizer, max_new_tokens=limit)
+    metrics = {
+        **score(outcomes, target_NK, task),
+        **latency_metrics(gather_object(latencies)),
+        "valid_loss": sum(one for one, _ in sums) / sum(count for _, count in sums),
+        "train_mean_mse_norm": train_mean_mse_norm(train_NK, target_NK, task),
+        "constant_mse_norm": constant_mse_norm(target_NK, task),
+        "rows_too_long": float(split.too_long),
+    }
+    accepted = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Answer)]
+    predicted_NK = np.array([outcome.values for outcome in outcomes if isinstance(outcome, Answer)])
+    predictions = [
+        _prediction(row, tokenizer.decode(decoded[index]), outcomes[index], task)
+        for index, row in enumerate(split.rows)
+    ]
+    return Evaluation(metrics, predictions, collapse_warnings(predicted_NK, target_NK[accepted], task))
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write `eval_metrics.json` and `eval_predictions.jsonl`."""
+    lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in evaluation.predictions]
+    write_text(folder / "eval_predictions.jsonl", "".join(lines))
+    write_json(folder / "eval_metrics.json", evaluation.metrics)
+
+
+@torch.no_grad()
+def _summed_nll(
+    model: PreTrainedModel, rows: Sequence[EncodedRow], tokenizer: StudentTokenizer, batch_rows: int
+) -> tuple[float, int]:
+    collate = CompletionCollator(tokenizer.pad_id)
+    order = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.completion_ids))
+    was_training = model.training
+    model.eval()
+    nll, tokens = 0.0, 0
+    try:
+        for start in range(0, len(order), batch_rows):
+            batch = collate([row._asdict() for row in order[start : start + batch_rows]])
+            batch_nll, batch_tokens = completion_nll(model, {name: x.to(model.device) for name, x in batch.items()})
+            nll += float(batch_nll)
+            tokens += int(batch_tokens)
+    finally:
+        model.train(was_training)
+    return nll, tokens
+
+
+def _prediction(row: Row, text: str, outcome: Answer | Rejected, task: ScoresTask) -> dict[str, Any]:
+    shown: dict[str, Any] = {"id": row.id, "request": row.request, "language": row.language, "target": row.target}
+    shown["text"] = text
+    if isinstance(outcome, Rejected):
+        return shown | {"parsed": None, "rejected": outcome.reason.value, "detail": outcome.detail, "mse_norm": None}
+    errors = [(value - row.target[key]) / task.span for key, value in zip(task.keys, outcome.values, strict=True)]
+    parsed = {key: task.round(value) for key, value in zip(task.keys, outcome.values, strict=True)}
+    return shown | {"parsed": parsed, "rejected": None, "mse_norm": float(np.mean(np.square(errors)))}

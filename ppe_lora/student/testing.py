@@ -1,0 +1,83 @@
+"""The test rows, decoded once at the end by the adapter that was selected on validation."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest, write_text
+from ppe_lora.console import console
+from ppe_lora.corpus.rows import read_rows, split_path
+from ppe_lora.errors import RunError
+from ppe_lora.evaluation.metrics import METRIC_VERSION, as_matrix
+from ppe_lora.recipe import Recipe
+from ppe_lora.student.base import resolve_base
+from ppe_lora.student.evaluate import Evaluation, encode_split, evaluate_student, write_evaluation
+from ppe_lora.student.load import load_adapter, load_base
+from ppe_lora.student.tokenizer import load_tokenizer
+
+WORST_CASES = 50
+
+
+def test_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
+    """Write `test/` and `worst_cases.csv` of a finished run, or find them up to date.
+
+    Raises:
+        RunError: The run is not finished.
+        DataError: The test rows are missing or broken.
+    """
+    if not (run_dir / "manifest.json").is_file():
+        raise RunError(f"{run_dir}: the training is not finished; run `ppe-lora train RECIPE --resume`")
+    test_path = split_path(data_dir, "test")
+    rows = read_rows(test_path, recipe.task)
+    inputs: dict[str, Any] = {
+        "training": read_json(run_dir / "manifest.json")["inputs_hash"],
+        "adapter": hash_file(run_dir / "best" / "adapter_model.safetensors"),
+        "test_rows": hash_file(test_path),
+        "evaluate": recipe.evaluate.model_dump(mode="json"),
+        "metric_version": METRIC_VERSION,
+    }
+    folder = run_dir / "test"
+    if is_current(folder, inputs):
+        console.print(f"{folder}: complete and unchanged")
+        return
+    state = PartialState()
+    base = resolve_base(recipe.student)
+    tokenizer = load_tokenizer(base)
+    model = load_adapter(load_base(recipe.student, base, state.device), run_dir / "best")
+    split = encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens)
+    train_rows = read_rows(split_path(data_dir, "train"), recipe.task)
+    train_NK = as_matrix([row.target for row in train_rows], recipe.task)
+    result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate)
+    if state.is_main_process:
+        write_evaluation(folder, result)
+        write_text(run_dir / "worst_cases.csv", _worst_cases(result, recipe))
+        write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device))
+        console.print(
+            f"test: {len(split.rows)} rows, mse_norm {result.metrics.get('mse_norm', float('nan')):.4f}, "
+            f"train mean {result.metrics['train_mean_mse_norm']:.4f}"
+        )
+    state.wait_for_everyone()
+
+
+def _worst_cases(result: Evaluation, recipe: Recipe) -> str:
+    """The rows with the largest error, rejected answers first, as CSV."""
+    order = sorted(
+        result.predictions,
+        key=lambda row: float("inf") if row["mse_norm"] is None else row["mse_norm"],
+        reverse=True,
+    )
+    table = io.StringIO()
+    writer = csv.writer(table)
+    keys = recipe.task.keys
+    writer.writerow(
+        ["id", "request", "mse_norm", "rejected", *(f"target_{key}" for key in keys), *(f"answer_{k}" for k in keys)]
+    )
+    for row in order[:WORST_CASES]:
+        answer = row["parsed"] or {}
+        targets = [row["target"][key] for key in keys]
+        answers = [answer.get(key, "") for key in keys]
+        writer.writerow([row["id"], row["request"], row["mse_norm"], row["rejected"] or "", *targets, *answers])
+    return table.getvalue()

@@ -1,0 +1,111 @@
+"""The SFT trainer: TRL's, with our loss and with checkpoints that are whole or absent."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer
+from trl import SFTConfig, SFTTrainer
+
+from ppe_lora.errors import RunError
+from ppe_lora.recipe.schema import Recipe
+from ppe_lora.student.checkpoints import STAGING, commit_checkpoint
+from ppe_lora.student.collate import completion_nll
+
+
+class PpeTrainer(SFTTrainer):
+    """TRL's trainer on rows that are tokens already.
+
+    `compute_loss` is the mean negative log-likelihood over the completion tokens of the whole optimizer step, all
+    micro-steps and processes together, so that the batching does not change the result. TRL's entropy and accuracy,
+    each a host synchronization per micro-step, are not computed.
+    """
+
+    state_dir: Path
+    keep_checkpoints: int
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Summed completion NLL of the micro-batch over the completion tokens of the step (a scalar, nats)."""
+        if return_outputs:
+            raise NotImplementedError("this trainer has no evaluation loop; epochs are evaluated by EpochEvaluation")
+        nll, tokens = completion_nll(model, inputs)
+        # DDP averages gradients over processes, while num_items_in_batch counts the tokens of all of them.
+        return nll / (tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.state_dir / STAGING)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(self.state_dir / STAGING, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            # SFTTrainer's own version only adds a model card to each checkpoint.
+            Trainer._save_checkpoint(self, model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                commit_checkpoint(self.state_dir, self.state.global_step, self.keep_checkpoints)
+            self.accelerator.wait_for_everyone()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise RunError(
+                f"{self.state_dir}: the checkpoint of step {self.state.global_step} could not be written: {error}. "
+                "Earlier checkpoints are untouched: free some space, then continue with `ppe-lora train --resume`."
+            ) from error
+
+
+def sft_config(recipe: Recipe, run_dir: Path, processes: int) -> SFTConfig:
+    """The trainer's configuration for a recipe.
+
+    Raises:
+        RunError: The rows of a step cannot be divided among the processes.
+    """
+    train = recipe.train
+    accumulation, rest = divmod(train.rows_per_step, train.rows_per_micro_step * processes)
+    if rest or not accumulation:
+        raise RunError(
+            f"train.rows_per_step: expected a multiple of rows_per_micro_step x processes "
+            f"({train.rows_per_micro_step} x {processes}); got {train.rows_per_step}"
+        )
+    on_cpu = not torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(run_dir / "state"),
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=train.rows_per_micro_step,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(train.schedule, train.schedule),
+        warmup_steps=train.warmup,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim=train.optimizer,
+        gradient_checkpointing=train.gradient_checkpointing,
+        bf16=not on_cpu and torch.cuda.is_bf16_supported() and recipe.student.dtype != "float32",
+        use_cpu=on_cpu,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_steps=1,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        max_length=None,
+        dataloader_pin_memory=not on_cpu,
+        ddp_find_unused_parameters=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+
+
+def as_dataset(rows: list[dict[str, Any]]) -> Dataset:
+    """Encoded rows as the dataset the trainer samples from, in their order."""
+    return Dataset.from_list(rows)

@@ -1,0 +1,227 @@
+"""Train a student on a data set: from a recipe to a run folder with a selected epoch."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from peft import PeftModel
+from ppe_lora.student.base import resolve_base
+from ppe_lora.student.load import attach_lora, load_base, trainable_parameters
+from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
+
+from ppe_lora.artifacts import is_current, read_json, write_json, write_manifest, write_text
+from ppe_lora.console import console, progress
+from ppe_lora.corpus.rows import read_rows, split_path
+from ppe_lora.errors import DataError, Interrupted, RunError
+from ppe_lora.evaluation.metrics import METRIC_VERSION, as_matrix
+from ppe_lora.evaluation.selection import select_epoch
+from ppe_lora.recipe import Recipe, load_recipe
+from ppe_lora.recipe.load import differing_keys, dump_recipe
+from ppe_lora.student.callbacks import Checkpoints, EpochEvaluation, TrainLog, epoch_metrics, is_exhausted, keep_best
+from ppe_lora.student.checkpoints import cut_history, newest_checkpoint, step_of
+from ppe_lora.student.collate import CompletionCollator
+from ppe_lora.student.evaluate import EncodedSplit, encode_split
+from ppe_lora.student.trainer import PpeTrainer, as_dataset, sft_config
+
+_HARMLESS_ON_RESUME = ("export.", "train.checkpoint_minutes", "train.keep_checkpoints")
+
+
+def train_inputs(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
+    """Everything that decides a training: the recipe but its export, and the data by content.
+
+    Raises:
+        DataError: The data set has not been built.
+    """
+    if not (data_dir / "manifest.json").is_file():
+        raise DataError(f"{data_dir}: no finished data set; make it with `ppe-lora data build RECIPE`")
+    decisive = recipe.model_dump(mode="json", exclude={"export": True, "name": True, "data": True})
+    for harmless in ("checkpoint_minutes", "keep_checkpoints"):
+        del decisive["train"][harmless]
+    version = read_json(data_dir / "manifest.json")["dataset_version"]
+    return {"recipe": decisive, "dataset_version": version, "metric_version": METRIC_VERSION}
+
+
+def train(recipe: Recipe, data_dir: Path, run_dir: Path, *, resume: bool = False, fresh: bool = False) -> None:
+    """Train, evaluate every epoch, and select: the run folder is complete when this returns.
+
+    Args:
+        recipe: The experiment.
+        data_dir: Its data set.
+        run_dir: The run folder; it is created.
+        resume: Continue an unfinished run from its newest whole checkpoint (from the start if there is none yet).
+        fresh: Delete an earlier run of that name first.
+
+    Raises:
+        RunError: The folder holds another run, or cannot be written.
+        Interrupted: A signal came; the state is saved and `resume` continues.
+        SelectionError: No epoch passes the format gate.
+    """
+    inputs = train_inputs(recipe, data_dir)
+    if is_current(run_dir, inputs) and not fresh:
+        console.print(f"{run_dir}: training is complete and unchanged")
+        return
+    state = PartialState()
+    if state.is_main_process:
+        _prepare_folder(recipe, inputs, run_dir, resume=resume, fresh=fresh)
+    state.wait_for_everyone()
+    started = time.monotonic()
+    trained = _run(recipe, data_dir, run_dir)
+    best = select_epoch(epoch_metrics(run_dir), recipe.evaluate.gate)
+    if state.is_main_process:
+        keep_best(run_dir, best)
+        write_manifest(
+            run_dir,
+            inputs,
+            name=recipe.name,
+            selected_epoch=best,
+            seconds_of_last_start=round(time.monotonic() - started, 1),
+            processes=state.num_processes,
+            device=str(state.device),
+            **trained,
+        )
+        shutil.rmtree(run_dir / "state", ignore_errors=True)
+        console.print(f"{run_dir}: epoch {best} selected, its adapter is in {run_dir / 'best'}")
+    state.wait_for_everyone()
+
+
+def _prepare_folder(recipe: Recipe, inputs: dict[str, Any], run_dir: Path, *, resume: bool, fresh: bool) -> None:
+    config, started_from = run_dir / "config.yaml", run_dir / "state" / "inputs.json"
+    if fresh:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    if config.is_file():
+        differing = differing_keys(recipe, load_recipe(config))
+        changed = [key for key in differing if not key.startswith(_HARMLESS_ON_RESUME)]
+        if started_from.is_file() and read_json(started_from)["dataset_version"] != inputs["dataset_version"]:
+            changed.append("its data set")
+        if changed:
+            raise RunError(
+                f"{run_dir}: holds a run that differs in {', '.join(changed)}. Give this one another name "
+                "(name=...), or start over with --fresh, which deletes that run."
+            )
+        if (run_dir / "manifest.json").is_file():
+            raise RunError(f"{run_dir}: its data set has changed since. Start over with --fresh, or use another name.")
+        if not resume:
+            raise RunError(f"{run_dir}: holds an unfinished run. Continue with --resume, or start over with --fresh.")
+    try:
+        write_text(config, dump_recipe(recipe))
+        write_json(started_from, inputs)
+    except OSError as error:
+        raise RunError(f"{run_dir}: cannot be written: {error}") from error
+
+
+def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
+    state = PartialState()
+    config = sft_config(recipe, run_dir, state.num_processes)
+    base = resolve_base(recipe.student)
+    tokenizer = load_tokenizer(base)
+    train_rows = read_rows(split_path(data_dir, "train"), recipe.task)
+    valid_rows = read_rows(split_path(data_dir, "valid"), recipe.task)
+    train_split, valid_split = (
+        _encode(name, rows, recipe, tokenizer) for name, rows in (("train", train_rows), ("valid", valid_rows))
+    )
+    checkpoint = _checkpoint(run_dir)
+    set_seed(recipe.seed)
+    model = attach_lora(load_base(recipe.student, base, state.device), recipe.student.lora, recipe.seed)
+    if state.is_main_process:
+        _announce(recipe, model, train_split, valid_split)
+    train_NK = as_matrix([row.target for row in train_rows], recipe.task)
+    if not is_exhausted(epoch_metrics(run_dir), recipe):
+        with Checkpoints(recipe.train.checkpoint_minutes) as checkpoints:
+            evaluation = EpochEvaluation(recipe, run_dir, valid_split, train_NK, tokenizer, checkpoints)
+            trainer = _trainer(model, config, train_split, tokenizer, [evaluation, checkpoints], recipe, run_dir)
+            steps = _total_steps(recipe, len(train_split.rows))
+            done = step_of(checkpoint) if checkpoint else 0
+            with progress("training", steps, done=done, visible=state.is_main_process) as advance:
+                trainer.add_callback(TrainLog(run_dir, advance))
+                trainer.callback_handler.callbacks.insert(0, trainer.callback_handler.callbacks.pop())
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if checkpoints.stopped_by is not None:
+                raise Interrupted(
+                    f"{run_dir}: stopped by {checkpoints.stopped_by} after step {trainer.state.global_step}; "
+                    "everything is saved, continue with `ppe-lora train --resume`"
+                )
+    return {
+        "train_rows": len(train_split.rows),
+        "valid_rows": len(valid_split.rows),
+        "train_rows_too_long": train_split.too_long,
+        "valid_rows_too_long": valid_split.too_long,
+        "trainable_parameters": trainable_parameters(model),
+        "tokenizer": tokenizer.fingerprint(),
+    }
+
+
+def _checkpoint(run_dir: Path) -> Path | None:
+    state = PartialState()
+    checkpoint, skipped = newest_checkpoint(run_dir / "state")
+    if state.is_main_process:
+        for word in skipped:
+            console.print(f"[yellow]warning:[/yellow] {word}")
+        cut_history(run_dir, step_of(checkpoint) if checkpoint else 0)
+        if checkpoint:
+            console.print(f"resuming after step {step_of(checkpoint)}")
+    state.wait_for_everyone()
+    return checkpoint
+
+
+def _trainer(
+    model: PeftModel,
+    config: Any,
+    split: EncodedSplit,
+    tokenizer: StudentTokenizer,
+    callbacks: list[Any],
+    recipe: Recipe,
+    run_dir: Path,
+) -> PpeTrainer:
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainer = PpeTrainer(
+        model=model,
+        args=config,
+        data_collator=CompletionCollator(tokenizer.pad_id),
+        train_dataset=as_dataset([row._asdict() for row in split.encoded]),
+        processing_class=_unused_tokenizer(),
+        callbacks=callbacks,
+    )
+    # TRL casts the adapters of a quantized base to bfloat16; updates of a few 1e-4 need float32.
+    for name, parameter in model.named_parameters():
+        if name in dtypes:
+            parameter.data = parameter.data.to(dtypes[name])
+    trainer.processing_class = None
+    trainer.remove_callback(PrinterCallback)
+    trainer.state_dir = run_dir / "state"
+    trainer.keep_checkpoints = recipe.train.keep_checkpoints
+    return trainer
+
+
+def _unused_tokenizer() -> PreTrainedTokenizerFast:
+    """TRL wants a tokenizer even for rows that are ids and a collator of their own; it is never asked anything."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"": 0}, unk_token="")))
+
+
+def _encode(name: str, rows: list[Any], recipe: Recipe, tokenizer: StudentTokenizer) -> EncodedSplit:
+    split = encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens)
+    if not split.rows:
+        raise DataError(f"{name}: every row is longer than student.max_tokens = {recipe.student.max_tokens}")
+    if split.too_long and PartialState().is_main_process:
+        console.print(
+            f"[yellow]warning:[/yellow] {name}: {split.too_long} of {len(rows)} rows are longer than "
+            f"student.max_tokens = {recipe.student.max_tokens} and are left out"
+        )
+    return split
+
+
+def _total_steps(recipe: Recipe, rows: int) -> int:
+    return recipe.train.epochs * -(-rows // recipe.train.rows_per_step)
+
+
+def _announce(recipe: Recipe, model: PeftModel, train_split: EncodedSplit, valid_split: EncodedSplit) -> None:
+    tokens = [len(row.prompt_ids) + len(row.completion_ids) for row in train_split.encoded]
+    console.print(
+        f"{recipe.student.model} on {model.device}: {trainable_parameters(model):,} trainable parameters "
+        f"(rank {recipe.student.lora.rank}); {len(train_split.rows)} training rows of {sum(tokens) / len(tokens):.0f} "
+        f"tokens on average (longest {max(tokens)}), {len(valid_split.rows)} validation rows"
+    )

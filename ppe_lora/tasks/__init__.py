@@ -1,0 +1,1 @@
+"""What an answer is: instruction, rendering, parsing."""

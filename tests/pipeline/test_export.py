@@ -1,0 +1,246 @@
+"""Merged weights answer as base + adapter did, by plain transformers, or are not there at all."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ppe_lora.artifacts import is_current, read_json
+from ppe_lora.errors import ModelError
+from ppe_lora.export.card import write_model_card
+from ppe_lora.export.merge import merge_adapter, merge_inputs
+from ppe_lora.export.verify import agreement, reload_and_decode
+from ppe_lora.recipe import load_recipe
+from tests.tiny import tiny_llama, tiny_mistral
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PROMPTS = [[1, 17, 300, 25], [1, 90, 91], [1, 5, 6, 7, 8, 9, 10]]
+DECODE = {"end_ids": [2], "pad_id": 0, "max_new_tokens": 12}
+
+
+def _adapter(base: Path, folder: Path, **lora: object) -> Path:
+    """An adapter whose B is not zero, so that it changes the model."""
+    settings = {"r": 4, "lora_alpha": 24, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | lora
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**settings))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        model.save_pretrained(folder)
+    return folder
+
+
+def _with_adapter(base: Path, adapter: Path) -> torch.nn.Module:
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter)).eval()
+
+
+@torch.no_grad()
+def _logits(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
+    return model(input_ids=torch.tensor([ids])).logits
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_mistral(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.mark.parametrize(
+    ("lora", "scale"),
+    [
+        ({"r": 4, "lora_alpha": 24}, 6.0),
+        ({"r": 4, "lora_alpha": 24, "use_rslora": True}, 24 / math.sqrt(4)),
+        ({"r": 4, "lora_alpha": 24, "use_dora": True}, 6.0),
+    ],
+    ids=["alpha-over-rank", "rslora", "dora"],
+)
+def test_merged_equals_base_plus_adapter(base: Path, tmp_path: Path, lora: dict[str, object], scale: float) -> None:
+    """A merge with a default scale (2.0 in one peer) passes every shape check and ruins the model."""
+    adapter = _adapter(base, tmp_path / "adapter", **lora)
+    report = merge_adapter(base, adapter, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    expected = _with_adapter(base, adapter)
+    bare = AutoModelForCausalLM.from_pretrained(base).eval()
+    for ids in PROMPTS:
+        torch.testing.assert_close(_logits(merged, ids), _logits(expected, ids), rtol=1e-5, atol=1e-5)
+        assert (_logits(merged, ids) - _logits(bare, ids)).abs().max() > 1e-2
+    assert report.scales == (pytest.approx(scale),)
+    assert report.layers == 14  # 7 linear layers in each of 2 blocks
+    assert report.dtype == "float32"
+
+
+def test_plain_transformers_decodes_the_merged_model_as_the_adapter_did(base: Path, tmp_path: Path) -> None:
+    """The proof runs in a process without our code, in batches, on left-padded prompts."""
+    adapter = _adapter(base, tmp_path / "adapter")
+    merge_adapter(base, adapter, tmp_path / "merged")
+    model = _with_adapter(base, adapter)
+    expected = []
+    for ids in PROMPTS:
+        output = model.generate(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=DECODE["max_new_tokens"],
+            eos_token_id=DECODE["end_ids"],
+            pad_token_id=DECODE["pad_id"],
+        )
+        expected.append(output[0, len(ids) :].tolist())
+    decoded = reload_and_decode(tmp_path / "merged", PROMPTS, batch_rows=2, **DECODE)
+    assert agreement(expected, decoded) == (3, 3, None)
+
+
+def test_export_is_a_whole_model_folder_with_its_manifest(base: Path, tmp_path: Path) -> None:
+    adapter = _adapter(base, tmp_path / "adapter")
+    out = tmp_path / "run" / "merged"
+    merge_adapter(base, adapter, out, finish=lambda folder, report: {"verified_rows": report.layers})
+    names = {path.name for path in out.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.model", "manifest.json"} <= names
+    assert "adapter_config.json" not in names
+    assert is_current(out, merge_inputs(base, adapter, "auto"))
+    assert not is_current(out, merge_inputs(base, adapter, "bfloat16"))
+    manifest = read_json(out / "manifest.json")
+    assert manifest["verified_rows"] == 14
+    assert manifest["merge"]["scales"] == [6.0]
+    assert [path.name for path in out.parent.iterdir()] == ["merged"]
+
+
+def test_merged_type_is_rounded_once_from_float32(base: Path, tmp_path: Path) -> None:
+    """Merging bfloat16 weights in bfloat16 rounds the product and the sum; here only the sum is rounded."""
+    stored = tmp_path / "base16"
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model.save_pretrained(stored)
+    for file in base.glob("tokenizer*"):
+        shutil.copy(file, stored)
+    adapter = _adapter(base, tmp_path / "adapter")
+    assert merge_adapter(stored, adapter, tmp_path / "merged").dtype == "bfloat16"
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    wrapped = _with_adapter(base, adapter)
+    name = "model.layers.0.self_attn.q_proj"
+    layer = wrapped.get_submodule(f"base_model.{name.replace('model.', 'model.model.', 1)}")
+    exact = model.get_submodule(name).weight.float() + layer.get_delta_weight("default")
+    assert torch.equal(merged.get_submodule(name).weight, exact.to(torch.bfloat16))
+    assert merge_adapter(stored, adapter, tmp_path / "merged32", "float32").dtype == "float32"
+
+
+def test_interrupted_export_leaves_no_merged_folder(base: Path, tmp_path: Path) -> None:
+    """A half-written or unproven model must not look like one that can be served."""
+    adapter = _adapter(base, tmp_path / "adapter")
+
+    def fail(folder: Path, report: object) -> dict[str, object]:
+        assert (folder / "model.safetensors").is_file()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_adapter(base, adapter, tmp_path / "run" / "merged", finish=fail)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_interrupted_second_export_keeps_the_first(base: Path, tmp_path: Path) -> None:
+    adapter = _adapter(base, tmp_path / "adapter")
+    out = tmp_path / "merged"
+    merge_adapter(base, adapter, out)
+    before = read_json(out / "manifest.json")
+
+    def fail(folder: Path) -> None:
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        merge_adapter(base, adapter, out, "bfloat16", save_tokenizer=fail)
+    assert read_json(out / "manifest.json") == before
+    (tmp_path / ".merged.1.tmp").mkdir()  # what a killed export leaves
+    merge_adapter(base, adapter, out, "bfloat16")
+    assert read_json(out / "manifest.json")["inputs"]["dtype"] == "bfloat16"
+    assert not (tmp_path / ".merged.1.tmp").exists()
+
+
+def test_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> None:
+    """PEFT only warns about tensors without a place; the merge would then silently be the base model."""
+    adapter = _adapter(base, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["target_modules"] = ["q_proj"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="24 tensors of the file have no place and 0 are not in the file"):
+        merge_adapter(base, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_base_without_all_weights_is_refused(base: Path, tmp_path: Path) -> None:
+    """from_pretrained fills a missing weight with random numbers and goes on."""
+    from safetensors.torch import load_file, save_file
+
+    adapter = _adapter(base, tmp_path / "adapter")
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 weights are missing .* model\.layers\.1\.mlp\.up_proj\.weight"):
+        merge_adapter(broken, adapter, tmp_path / "merged")
+
+
+def test_missing_folders_are_named(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as error:
+        merge_adapter(base, tmp_path / "nowhere", tmp_path / "merged")
+    assert str(error.value) == f"{tmp_path}/nowhere: expected an adapter; there is no adapter_config.json in it"
+
+
+def test_adapter_on_tied_embeddings_is_refused(tmp_path: Path) -> None:
+    """Writing the merged output head would change the input embeddings too."""
+    base = tiny_llama(tmp_path / "base")
+    adapter = _adapter(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ModelError, match="lm_head: this base ties its input and output embeddings"):
+        merge_adapter(base, adapter, tmp_path / "merged")
+
+
+def test_tied_base_merges_and_its_tokenizer_loads(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base")
+    adapter = _adapter(base, tmp_path / "adapter")
+    merge_adapter(base, adapter, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(_logits(merged, [5, 6]), _logits(_with_adapter(base, adapter), [5, 6]))
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "merged")("42")["input_ids"]
+        == (AutoTokenizer.from_pretrained(base)("42")["input_ids"])
+    )
+
+
+def test_unreadable_model_is_an_error_with_the_process_output(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"could not reload and decode it \(exit 1\)(?s:.*)config\.json"):
+        reload_and_decode(tmp_path, PROMPTS, batch_rows=2, **DECODE)
+
+
+def test_agreement_counts_rows_and_names_the_first_difference() -> None:
+    assert agreement([[1], [2], [3, 4]], [[1], [2, 9], [3]]) == (3, 1, 1)
+    with pytest.raises(ValueError, match="got 1 and 0 rows"):
+        agreement([[1]], [])
+
+
+def test_model_card_names_base_data_and_metrics(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES / "ministral_8b_qlora.yaml", ["student.lora.rslora=true"])
+    card = write_model_card(
+        tmp_path,
+        recipe,
+        {"dataset_version": "d1", "epoch": 2, "packages": {"torch": "2.13.0"}},
+        {"valid": {"mse_norm": 0.0123456, "json_valid_rate": 1.0}, "test": {"mse_norm": 0.0130}},
+    ).read_text()
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    assert front.splitlines() == [
+        'base_model: "mistralai/Ministral-8B-Instruct-2410"',
+        'base_model_relation: "finetune"',
+        'library_name: "transformers"',
+        'pipeline_tag: "text-generation"',
+        'language: ["en", "ja"]',
+        'license: "other"',
+        'tags: ["ppe-lora", "lora", "trl", "prompt-to-parameter"]',
+    ]
+    assert "| `mse_norm` | 0.01235 | 0.013 |" in body
+    assert "| `json_valid_rate` | 1 |  |" in body
+    assert "- packages: torch 2.13.0" in body
+    assert "(rank 16, alpha 32, rsLoRA)" in body
+    assert recipe.task.instruction_text("ja") in body
+    assert "$" not in body

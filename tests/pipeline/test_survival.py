@@ -1,0 +1,153 @@
+"""A run that is killed, interrupted or out of disk loses nothing and ends where an uninterrupted one ends."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ppe_lora.artifacts import read_json, write_manifest
+from ppe_lora.errors import RunError
+from ppe_lora.recipe import load_recipe
+from ppe_lora.student.trainer import PpeTrainer
+from ppe_lora.student.training import train
+from tests.runs import make_data, make_recipe
+
+REPOSITORY = Path(__file__).parents[2]
+SECTIONS = (
+    "train: {epochs: 2, rows_per_step: 4, rows_per_micro_step: 2, learning_rate: 5e-3, checkpoint_minutes: 0.0001}",
+    "evaluate: {gate: 0.5, latency_rows: 0}",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(speaker, tmp_path_factory) -> Path:
+    """The working directory of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    prepare(folder, speaker)
+    train(load_recipe(folder / "run.yaml"), folder / "data" / "d", folder / "checkpoints" / "run")
+    return folder
+
+
+def prepare(folder: Path, speaker: Path) -> None:
+    make_data(folder / "data" / "d")
+    make_recipe(folder, speaker, *SECTIONS)
+
+
+def ppe_lora(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=250
+    )
+
+
+def assert_same_result(one: Path, other: Path) -> None:
+    """Same adapters, decoded answers, metrics and log, to the last bit."""
+    for epoch in ("001", "002"):
+        first, second = (
+            load_file(run / "epochs" / epoch / "adapter" / "adapter_model.safetensors") for run in (one, other)
+        )
+        assert first.keys() == second.keys()
+        assert all(first[name].equal(second[name]) for name in first)
+        for name in ("eval_predictions.jsonl", "eval_metrics.json"):
+            assert (one / "epochs" / epoch / name).read_text() == (other / "epochs" / epoch / name).read_text()
+    logs = [[line.rsplit(",", 1)[0] for line in (run / "train_log.csv").read_text().split()] for run in (one, other)]
+    assert logs[0] == logs[1]
+    assert (one / "best" / "eval_metrics.json").read_text() == (other / "best" / "eval_metrics.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("death", "word"),
+    [
+        (("step", "9"), "resuming after step 8"),
+        (("write", "7"), ".writing: a checkpoint was half written when the run stopped; skipped"),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_result(speaker, whole, tmp_path, death, word):
+    """Killed in the middle of an epoch, or of a checkpoint write: optimizer, schedule, data order and RNG survive."""
+    prepare(tmp_path, speaker)
+    killed = ppe_lora(tmp_path, REPOSITORY / "tests" / "pipeline" / "dying_train.py", *death, "run.yaml")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = ppe_lora(tmp_path, "-m", "ppe_lora", "train", "run.yaml", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert word in resumed.stdout
+    assert_same_result(whole / "checkpoints" / "run", tmp_path / "checkpoints" / "run")
+
+
+def test_sigterm_saves_and_says_how_to_continue(speaker, whole, tmp_path):
+    """A preempted machine sends SIGTERM: the step in progress is finished and saved."""
+    prepare(tmp_path, speaker)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppe_lora", "train", "run.yaml"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    log = tmp_path / "checkpoints" / "run" / "train_log.csv"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().split()) > 3):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "stopped by SIGTERM after step" in output
+    assert "continue with `ppe-lora train --resume`" in output
+    train(load_recipe(tmp_path / "run.yaml"), tmp_path / "data" / "d", tmp_path / "checkpoints" / "run", resume=True)
+    assert_same_result(whole / "checkpoints" / "run", tmp_path / "checkpoints" / "run")
+
+
+def test_a_finished_run_is_left_alone(whole, capsys):
+    """Running the same recipe again must not train again."""
+    run = whole / "checkpoints" / "run"
+    before = (run / "manifest.json").stat().st_mtime_ns
+    train(load_recipe(whole / "run.yaml"), whole / "data" / "d", run)
+    assert (run / "manifest.json").stat().st_mtime_ns == before
+    assert "training is complete and unchanged" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_a_clear_error_and_keeps_the_run(speaker, tmp_path, monkeypatch):
+    """A write that fails must name the place and the remedy, and leave earlier checkpoints whole."""
+    prepare(tmp_path, speaker)
+    recipe = load_recipe(tmp_path / "run.yaml")
+    data, run = tmp_path / "data" / "d", tmp_path / "checkpoints" / "run"
+    original = PpeTrainer._save_optimizer_and_scheduler
+
+    def full(self, folder):
+        if self.state.global_step == 3:
+            raise OSError(28, "No space left on device")
+        original(self, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PpeTrainer, "_save_optimizer_and_scheduler", full)
+        with pytest.raises(RunError) as error:
+            train(recipe, data, run)
+    assert str(error.value) == (
+        f"{run}/state: the checkpoint of step 3 could not be written: [Errno 28] No space left on device. Earlier "
+        "checkpoints are untouched: free some space, then continue with `ppe-lora train --resume`."
+    )
+    assert (run / "state" / "checkpoint-2" / "complete.json").is_file()
+    train(recipe, data, run, resume=True)
+    assert read_json(run / "manifest.json")["selected_epoch"] in (1, 2)
+
+
+def test_a_changed_recipe_or_data_set_is_refused(whole, tmp_path):
+    """A resume with another learning rate or other rows would mix two experiments in one folder."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    data, run = tmp_path / "data" / "d", tmp_path / "checkpoints" / "run"
+    for resume in (True, False):
+        with pytest.raises(RunError) as error:
+            train(load_recipe(tmp_path / "run.yaml", ["train.learning_rate=1e-4"]), data, run, resume=resume)
+        assert str(error.value) == (
+            f"{run}: holds a run that differs in train.learning_rate. Give this one another name (name=...), or start "
+            "over with --fresh, which deletes that run."
+        )
+    write_manifest(data, {"made": "anew"}, dataset_version="other-data")
+    with pytest.raises(RunError, match="its data set has changed since"):
+        train(load_recipe(tmp_path / "run.yaml"), data, run, resume=True)
+    assert (run / "best" / "adapter_model.safetensors").is_file()

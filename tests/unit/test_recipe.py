@@ -1,0 +1,107 @@
+"""Recipes: strict, with every problem reported at once and at its place."""
+
+from pathlib import Path
+
+import pytest
+
+from ppe_lora.errors import RecipeError
+from ppe_lora.recipe import load_recipe
+from ppe_lora.recipe.load import differing_keys, dump_recipe
+
+GOOD = """\
+data:
+  name: d
+student:
+  model: smollm2-135m
+train:
+  learning_rate: 2e-4
+"""
+
+
+def write(folder: Path, text: str, name: str = "r.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path, overrides)
+    return str(error.value).splitlines()
+
+
+def test_defaults_name_and_scientific_numbers(tmp_path):
+    """YAML 1.1 readers take 2e-4 for a string."""
+    recipe = load_recipe(write(tmp_path, GOOD, "my_run.yaml"))
+    assert (recipe.name, recipe.train.learning_rate, recipe.student.lora.rank) == ("my_run", 2e-4, 16)
+
+
+def test_all_problems_come_at_once_with_their_lines(tmp_path):
+    """A user who mends one error should not meet the next only then."""
+    bad = GOOD.replace("learning_rate: 2e-4", "learning_rat: 2e-4\n  epochs: three\n  warmup: 2")
+    path = write(tmp_path, bad)
+    assert problems(path, "student.lora.rnk=4", "evaluate.gate") == [
+        "evaluate.gate: expected an override of the form train.epochs=5",
+        "student.lora.rnk=4: student.lora.rnk: unknown key; did you mean 'rank'?",
+        f"{path}:7: train.epochs: expected a valid integer; got 'three'",
+        f"{path}:8: train.warmup: expected less than or equal to 1; got 2",
+        f"{path}:6: train.learning_rat: unknown key; did you mean 'learning_rate'?",
+    ]
+
+
+def test_a_missing_key_is_named_where_it_belongs(tmp_path):
+    path = write(tmp_path, "data: {name: d}\nstudent:\n  quantization: nf4\n")
+    assert problems(path) == [f"{path}:2: student.model: missing; the recipe must set it"]
+
+
+def test_a_repeated_key_is_an_error(tmp_path):
+    """PyYAML would silently let the later one win."""
+    path = write(tmp_path, GOOD + "train:\n  epochs: 9\n")
+    assert problems(path)[0].startswith(f"{path}:7: found duplicate key")
+
+
+def test_extends_merges_sections_and_replaces_mappings(tmp_path):
+    """Free mappings such as languages are replaced: merged, `{en: 1}` over a Japanese base would stay bilingual."""
+    write(tmp_path, GOOD + "evaluate: {gate: 0.9, batch_rows: 4}\n", "base.yaml")
+    child = "extends: base.yaml\nevaluate: {gate: 0.8}\ndata: {source: {kind: generate, languages: {en: 1.0}}}\n"
+    recipe = load_recipe(write(tmp_path, child))
+    assert (recipe.evaluate.gate, recipe.evaluate.batch_rows, recipe.data.name) == (0.8, 4, "d")
+    assert recipe.data.source.languages == {"en": 1.0}
+
+
+def test_extends_is_one_level(tmp_path):
+    write(tmp_path, GOOD, "a.yaml")
+    write(tmp_path, "extends: a.yaml\n", "b.yaml")
+    path = write(tmp_path, "seed: 1\nextends: b.yaml\n", "c.yaml")
+    assert problems(path) == [
+        f"{path}:2: extends: {tmp_path / 'b.yaml'} extends another recipe itself; only one level is allowed"
+    ]
+
+
+def test_a_missing_recipe_is_said_plainly(tmp_path):
+    path = tmp_path / "none.yaml"
+    assert problems(path) == [f"{path}: no such recipe; the shipped ones are in recipes/"]
+
+
+def test_an_error_in_the_extended_file_points_there(tmp_path):
+    base = write(tmp_path, GOOD + "seed: x\n", "base.yaml")
+    assert problems(write(tmp_path, "extends: base.yaml\n")) == [f"{base}:7: seed: expected a valid integer; got 'x'"]
+
+
+def test_import_must_map_exactly_the_keys(tmp_path):
+    source = "{kind: import, source_dir: x, files: {f: {path: f.csv}}, request: f.t, target: {energy: f.e}}"
+    path = write(tmp_path, f"data:\n  name: d\n  source: {source}\nstudent: {{model: m}}\n")
+    assert problems(path) == [
+        f"{path}:1: data.source.target must map exactly the task's keys; differing: acousticness, brightness, "
+        "complexity, nostalgia, warmth"
+    ]
+
+
+def test_the_dumped_recipe_loads_to_an_equal_one(tmp_path):
+    recipe = load_recipe(write(tmp_path, GOOD, "same.yaml"), ["student.lora.targets=[q_proj, v_proj]"])
+    assert load_recipe(write(tmp_path, dump_recipe(recipe), "other.yaml")) == recipe
+
+
+def test_differing_keys_are_dotted(tmp_path):
+    path = write(tmp_path, GOOD)
+    assert differing_keys(load_recipe(path), load_recipe(path, ["student.lora.rank=4"])) == ["student.lora.rank"]

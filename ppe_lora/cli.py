@@ -1,6 +1,8 @@
 """The command line: thin, and without torch until a stage needs it."""
 
+import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -27,12 +29,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished r
 
 
 @data_app.command("build")
-def data_build(recipe: RecipePath, overrides: Overrides = None, fresh: Fresh = False) -> None:
+def data_build(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Generate or import the rows, filter them, split them."""
     from ppe_lora import pipeline
     from ppe_lora.recipe import load_recipe
 
-    pipeline.build_data(load_recipe(recipe, overrides or ()), fresh=fresh)
+    pipeline.build_data(load_recipe(recipe, overrides or ()))
 
 
 @data_app.command("show")
@@ -104,6 +106,10 @@ def doctor() -> None:
 
 def main() -> None:
     """The console script: user errors print without a traceback and exit with status 2, a signal with 130."""
+    # gradient_checkpointing has another name since transformers 5.2x; the old one works in all versions supported.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
+    # An optional 4-bit kernel for CPUs, which has no gradient anyway.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except Interrupted as error:

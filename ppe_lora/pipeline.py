@@ -10,6 +10,7 @@ A stage's folder has a `manifest.json`, written last: without it the output is u
 resumed). torch is imported inside the stages that need it.
 """
 
+import os
 from pathlib import Path
 
 from ppe_lora.console import console, progress
@@ -26,19 +27,25 @@ def run_dir(recipe: Recipe) -> Path:
     return Path("checkpoints") / recipe.name
 
 
-def build_data(recipe: Recipe, *, fresh: bool = False) -> None:
-    """Make the data set, or find it up to date.
+def build_data(recipe: Recipe) -> None:
+    """Make the data set, or find it up to date. Under a launcher only the first process works; training waits for it.
 
     Raises:
         DataError: The source cannot be read, or too few rows survive the filters.
     """
     from ppe_lora.corpus.build import build_dataset
 
+    if not _is_first_process():
+        return
     folder = data_dir(recipe)
     with progress("making data", getattr(recipe.data.source, "rows", 0)) as advance:
-        report = build_dataset(recipe, folder, advance, fresh=fresh)
-    for line in report.lines():
-        console.print(line)
+        report = build_dataset(recipe, folder, advance)
+    kept = ", ".join(f"{count} {split}" for split, count in report.rows.items())
+    console.print(f"{folder}: {kept} rows, version {report.dataset_version}" + ("" if report.made else " (unchanged)"))
+    for word, counts in (("rejected", report.rejected), ("left out", report.dropped)):
+        if any(counts.values()):
+            shown = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+            console.print(f"  {word} of {report.asked}: {shown}")
 
 
 def train(recipe: Recipe, *, resume: bool = False, fresh: bool = False) -> None:
@@ -66,12 +73,13 @@ def summarize(recipe: Recipe) -> None:
     """Write `summary.md` and print its verdict."""
     from ppe_lora.report.summary import write_summary
 
-    console.print(write_summary(recipe, data_dir(recipe), run_dir(recipe)))
+    if _is_first_process():
+        console.print(write_summary(recipe, data_dir(recipe), run_dir(recipe)))
 
 
 def run(recipe: Recipe, *, fresh: bool = False) -> None:
     """All stages. What is complete and unchanged is skipped; an unfinished training is resumed."""
-    build_data(recipe, fresh=fresh)
+    build_data(recipe)
     train(recipe, resume=True, fresh=fresh)
     evaluate(recipe)
     export(recipe)
@@ -106,6 +114,10 @@ def show_row(recipe: Recipe, split: str, number: int) -> None:
     for piece, token, supervised in tokens_of(row, recipe.task, load_tokenizer(resolve_base(recipe.student))):
         table.add_row(str(token), repr(piece)[1:-1], "[green]yes[/green]" if supervised else "")
     console.print(table)
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def doctor(recipes: Path) -> None:

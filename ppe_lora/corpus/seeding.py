@@ -15,9 +15,7 @@ def row_rng(seed: int, stream: str, index: int = 0) -> np.random.Generator:
         stream: What the numbers are for; streams are independent of each other.
         index: The row's place in the generation, from 0.
     """
-    return np.random.default_rng(
-        np.random.SeedSequence(seed % 2**64, spawn_key=(_STREAMS.index(stream), index))
-    )
+    return np.random.default_rng(np.random.SeedSequence(seed % 2**64, spawn_key=(_STREAMS.index(stream), index)))
 
 
 def unit_hash(seed: int, purpose: str, text: str) -> float:

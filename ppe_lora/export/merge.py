@@ -13,21 +13,12 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from ppe_lora.artifacts import hash_file, hash_json, write_manifest
 from ppe_lora.errors import ModelError
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model*",
-    "tekken.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-)
+from ppe_lora.student.base import weight_files
+from ppe_lora.student.tokenizer_files import save_tokenizer_files
 
 
 class MergeReport(NamedTuple):
@@ -49,7 +40,7 @@ def merge_inputs(base_folder: Path, adapter_folder: Path, dtype: str) -> dict[st
     The base is known by its configuration and the names and sizes of its weight files: hashing the content of tens of
     gigabytes takes longer than the merge.
     """
-    weights = {path.name: path.stat().st_size for path in sorted(base_folder.glob("*.safetensors"))}
+    weights = {path.name: path.stat().st_size for path in weight_files(base_folder)}
     return {
         "base": hash_json({"config": hash_file(base_folder / "config.json"), "weights": weights}),
         "adapter": hash_file(adapter_folder / "adapter_model.safetensors"),
@@ -78,21 +69,21 @@ def merge_adapter(
         adapter_folder: PEFT LoRA adapter; its scale, rsLoRA and DoRA settings are read from it.
         out: The folder to write; an earlier one is replaced when the new one is whole.
         dtype: Type of the merged weights; `auto` is the type the base is stored in.
-        save_tokenizer: Writes the tokenizer into a folder; by default the base's tokenizer files are copied.
+        save_tokenizer: Writes the tokenizer into a folder; by default the files of the base are copied.
         finish: Called with the merged folder before it takes its final name, to prove it and to add a model card.
             What it returns goes into the manifest; what it raises leaves no `out`.
 
     Raises:
         ModelError: A folder lacks files, the base lacks weights, or the adapter does not fit the base.
     """
-    _check_folder(base_folder, "config.json", "a base model")
-    _check_folder(adapter_folder, "adapter_config.json", "an adapter")
-    _check_folder(adapter_folder, "adapter_model.safetensors", "an adapter")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (adapter_folder / file).is_file():
+            raise ModelError(f"{adapter_folder}: expected an adapter; there is no {file} in it")
     inputs = merge_inputs(base_folder, adapter_folder, dtype)
     with _whole_or_nothing(out) as folder:
         report = _merge_into(base_folder, adapter_folder, folder, dtype)
         if save_tokenizer is None:
-            _copy_tokenizer(base_folder, folder)
+            save_tokenizer_files(base_folder, folder)
         else:
             save_tokenizer(folder)
         facts = finish(folder, report) if finish else {}
@@ -103,6 +94,7 @@ def merge_adapter(
 
 def _merge_into(base_folder: Path, adapter_folder: Path, folder: Path, dtype: str) -> MergeReport:
     """Merge and save the weights; the model's memory is free again when this returns."""
+    transformers_logging.disable_progress_bar()
     base = _load_base(base_folder)
     target_dtype = base.dtype if dtype == "auto" else getattr(torch, dtype)
     wrapped = _attach(base, adapter_folder)
@@ -181,19 +173,6 @@ def _refuse_tied(base: PreTrainedModel, layers: Mapping[str, Any]) -> None:
 
 def _weight(module: Any) -> Any:
     return module.get_base_layer().weight if isinstance(module, LoraLayer) else module.weight
-
-
-def _copy_tokenizer(base_folder: Path, folder: Path) -> None:
-    found = [path for pattern in _TOKENIZER_FILES for path in sorted(base_folder.glob(pattern))]
-    if not found:
-        raise ModelError(f"{base_folder}: no tokenizer files to copy beside the merged weights")
-    for path in found:
-        shutil.copy(path, folder / path.name)
-
-
-def _check_folder(folder: Path, file: str, what: str) -> None:
-    if not (folder / file).is_file():
-        raise ModelError(f"{folder}: expected {what}; there is no {file} in it")
 
 
 @contextmanager

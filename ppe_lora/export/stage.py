@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from ppe_lora.artifacts import is_current, read_json
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import read_rows, split_path
@@ -19,6 +17,7 @@ from ppe_lora.recipe import Recipe
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.decode import answer_token_limit
 from ppe_lora.student.evaluate import encode_split
+from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 
 LOWEST_IDENTICAL_RATE = 0.9
@@ -34,7 +33,7 @@ def export_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     """
     if not (run_dir / "manifest.json").is_file():
         raise RunError(f"{run_dir}: the training is not finished; run `ppe-lora train RECIPE --resume`")
-    state = PartialState()
+    state = processes()
     if state.is_main_process:
         base, out = resolve_base(recipe.student), run_dir / "merged"
         if is_current(out, merge_inputs(base, run_dir / "best", recipe.export.dtype)):

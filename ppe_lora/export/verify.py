@@ -1,4 +1,4 @@
-"""Prove a merged model: reload it in a process that has none of our code, decode, and compare."""
+"""Decode with a merged model as a stranger would: in a process that has none of our code."""
 
 import os
 import subprocess
@@ -6,27 +6,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ppe_lora.artifacts import read_json, write_json
 from ppe_lora.errors import ModelError
 
 _SCRIPT = Path(__file__).with_name("plain_reload.py")
 _SHOWN_LINES = 15
-
-
-class Agreement(NamedTuple):
-    """How far two decodes of the same prompts agree."""
-
-    rows: int
-    equal: int
-    first_difference: int | None
-    """Index of the first row whose ids differ."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every row is equal."""
-        return self.equal == self.rows
 
 
 def reload_and_decode(
@@ -90,24 +76,6 @@ def reload_and_decode(
             )
         new_ids: list[list[int]] = read_json(out_file)["new_ids"]
     return new_ids
-
-
-def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> Agreement:
-    """Compare two decodes of the same prompts, row by row.
-
-    Raises:
-        ValueError: They have different numbers of rows, or none.
-
-    Example:
-        >>> agreement([[1], [2]], [[1], [3]])
-        Agreement(rows=2, equal=1, first_difference=1)
-    """
-    if len(first) != len(second) or not first:
-        raise ValueError(f"expected two decodes of the same rows; got {len(first)} and {len(second)} rows")
-    differing = [
-        index for index, (one, other) in enumerate(zip(first, second, strict=True)) if list(one) != list(other)
-    ]
-    return Agreement(len(first), len(first) - len(differing), differing[0] if differing else None)
 
 
 def _single_process_environment() -> dict[str, str]:

@@ -29,7 +29,7 @@ def write_summary(recipe: Recipe, data_dir: Path, run_dir: Path) -> str:
     Raises:
         RunError: A stage has not been run.
     """
-    data, run, test, merged = (
+    data, run, _, merged = (
         _manifest(folder) for folder in (data_dir, run_dir, run_dir / "test", run_dir / "merged")
     )
     metrics = read_json(run_dir / "test" / "eval_metrics.json")

@@ -5,7 +5,6 @@ multimodal Mistral 3 checkpoints, of which only the text model is kept.
 """
 
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ from ppe_lora.artifacts import hash_file, hash_json, read_json, write_manifest
 from ppe_lora.errors import ModelError
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.mistral3 import write_text_model
-from ppe_lora.student.tokenizer import save_tokenizer_files
+from ppe_lora.student.tokenizer_files import save_tokenizer_files
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +84,9 @@ def weight_files(folder: Path, name: str | None = None) -> list[Path]:
                 "download the model again"
             )
         return files
-    files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith(("consolidated", "adapter")))
+    files = sorted(
+        file for file in folder.glob("*.safetensors") if not file.name.startswith(("consolidated", "adapter"))
+    )
     if not files:
         raise ModelError(
             f"{name}: expected weights in *.safetensors; got {_listing(folder)}; "
@@ -205,7 +206,7 @@ def _write_smollm2(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The weights are plain float32 by now; what still says "gguf" would make save_pretrained refuse.
     del model.config.quantization_config
     model.is_quantized = False

@@ -9,9 +9,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from peft import PeftModel
-from ppe_lora.student.tokenizer import StudentTokenizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ppe_lora.artifacts import read_json
@@ -22,6 +20,8 @@ from ppe_lora.evaluation.selection import select_epoch
 from ppe_lora.recipe.schema import Recipe
 from ppe_lora.student.checkpoints import epoch_folders
 from ppe_lora.student.evaluate import EncodedSplit, Evaluation, evaluate_student, write_evaluation
+from ppe_lora.student.processes import processes
+from ppe_lora.student.tokenizer import StudentTokenizer
 
 LOG_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "seconds")
 
@@ -163,7 +163,7 @@ class EpochEvaluation(TrainerCallback):
             best = best_epoch(history, settings.gate)
             keep_best(self.run_dir, best)
             self._report(epoch, result, history, best)
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
 
     def _report(self, epoch: int, result: Evaluation, history: dict[int, dict[str, float]], best: int | None) -> None:
         metrics = result.metrics
@@ -240,8 +240,8 @@ def _divergence(history: dict[int, dict[str, float]], epoch: int) -> list[str]:
 
 def _agree(flag: bool) -> bool:
     """Whether any process says so."""
-    if PartialState().num_processes == 1:
+    if processes().num_processes == 1:
         return flag
-    shared = torch.tensor(float(flag), device=PartialState().device)
+    shared = torch.tensor(float(flag), device=processes().device)
     torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
     return bool(shared.item())

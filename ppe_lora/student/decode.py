@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from ppe_lora.student.tokenizer import StudentTokenizer
 from transformers import PreTrainedModel
 
+from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.tasks.scores import ScoresTask
 
 _SLACK_TOKENS = 8

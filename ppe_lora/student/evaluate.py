@@ -7,10 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
-from ppe_lora.student.encode import EncodedRow, encode_rows
-from ppe_lora.student.tokenizer import StudentTokenizer
 from transformers import PreTrainedModel
 
 from ppe_lora.artifacts import write_json, write_text
@@ -21,6 +18,9 @@ from ppe_lora.evaluation.metrics import Matrix, as_matrix, collapse_warnings, la
 from ppe_lora.recipe.schema import Evaluate
 from ppe_lora.student.collate import CompletionCollator, completion_nll
 from ppe_lora.student.decode import answer_token_limit, greedy_decode, measure_latency_ms
+from ppe_lora.student.encode import EncodedRow, encode_rows
+from ppe_lora.student.processes import processes
+from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.tasks.scores import Answer, Rejected, ScoresTask
 
 
@@ -66,7 +66,7 @@ def evaluate_student(
         split: The rows to decode.
         train_NK: Training targets in task units, for the trivial predictor.
     """
-    state = PartialState()
+    state = processes()
     mine = range(state.process_index, len(split.rows), state.num_processes)
     limit = answer_token_limit(task, tokenizer)
     with progress("decoding", len(mine), visible=state.is_main_process) as advance:

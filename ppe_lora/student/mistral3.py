@@ -78,10 +78,12 @@ def _write_config(config: Mapping[str, Any], has_head: bool, folder: Path) -> No
     if not has_head and said_tied and not any(said_tied):
         raise ModelError("expected lm_head.weight, as tie_word_embeddings is false; got no such tensor")
     # Parsed as part of the whole, so that fields the file leaves out get Mistral 3's defaults.
-    text = Mistral3Config.from_dict(dict(config)).text_config
+    text: Any = Mistral3Config.from_dict(dict(config)).text_config
     if text.model_type not in _ARCHITECTURES:
         raise ModelError(f"text_config.model_type: expected {' or '.join(_ARCHITECTURES)}; got {text.model_type}")
     text.architectures = [_ARCHITECTURES[text.model_type]]
     text.tie_word_embeddings = not has_head
-    text.dtype = raw_text.get("dtype") or raw_text.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype")
+    text.dtype = (
+        raw_text.get("dtype") or raw_text.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype")
+    )
     text.save_pretrained(folder)

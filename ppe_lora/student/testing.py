@@ -5,8 +5,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest, write_text
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import read_rows, split_path
@@ -16,6 +14,7 @@ from ppe_lora.recipe import Recipe
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.evaluate import Evaluation, encode_split, evaluate_student, write_evaluation
 from ppe_lora.student.load import load_adapter, load_base
+from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import load_tokenizer
 
 WORST_CASES = 50
@@ -43,7 +42,7 @@ def test_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     if is_current(folder, inputs):
         console.print(f"{folder}: complete and unchanged")
         return
-    state = PartialState()
+    state = processes()
     base = resolve_base(recipe.student)
     tokenizer = load_tokenizer(base)
     model = load_adapter(load_base(recipe.student, base, state.device), run_dir / "best")

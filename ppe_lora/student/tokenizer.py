@@ -6,7 +6,6 @@ chat template. Either way ids are the truth: a plain-string round trip would dro
 
 import logging
 import re
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import groupby
@@ -20,27 +19,23 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
-from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from ppe_lora.artifacts import hash_file, hash_json, read_json
 from ppe_lora.errors import ModelError
+from ppe_lora.student.tokenizer_files import (
+    PROBE_TEXTS,
+    differing_text,
+    mistral_file,
+    save_tokenizer_files,
+    tokenizer_files,
+)
 
 logger = logging.getLogger(__name__)
 
 Message = dict[str, str]
 
-_FILES = re.compile(
-    r"tekken\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json"
-    r"|merges\.txt|chat_template\.(?:jinja|json)|tokenizer\.model(?:\.v\w+)?"
-)
 _MISTRAL_FAMILY = re.compile(r"(?:mistral|ministral|mixtral)")
-_PROBE_TEXTS = (
-    "雨上がりの夕方に合う、やわらかくて落ち着いた曲にしてほしい。",
-    "「東京タワー」・ＡＢＣ１２３　全角とﾊﾝｶｸ\n😀 2024年12月31日",
-    "Something warm and slow for a rainy evening, please -- it's late and I DON'T want drums!",
-    'camelCase HTMLParser naïve ÉCOLE \t"quotes"\n\n  1234.5% {"a":42}',
-)
 
 
 class StudentTokenizer(ABC):
@@ -128,7 +123,7 @@ class StudentTokenizer(ABC):
     def fingerprint(self) -> str:
         """Stable hash of what the tokenizer does: its files, and the ids of a few conversations."""
         files = {file.name: hash_file(file) for file in tokenizer_files(self.folder)}
-        rows = [self.row_ids(_conversation(text), '{"a":42,"b":100}') for text in _PROBE_TEXTS]
+        rows = [self.row_ids(_conversation(text), '{"a":42,"b":100}') for text in PROBE_TEXTS]
         return hash_json([type(self).__name__, files, rows, self.vocab_size, self.pad_id, self.end_ids])
 
     def save(self, folder: Path) -> None:
@@ -203,7 +198,8 @@ class TemplateStudentTokenizer(StudentTokenizer):
             raise ModelError(f"{folder}: expected eos_token_id in generation_config.json; got none; set it")
         pad_id = self._core.pad_token_id
         self.pad_id = pad_id if pad_id is not None else self.end_ids[0]
-        self._special_ids = frozenset(self._core.all_special_ids) | frozenset(self._core.added_tokens_decoder)
+        added = self._core.added_tokens_decoder.items()
+        self._special_ids = frozenset(self._core.all_special_ids) | {i for i, token in added if token.special}
         self._special_texts = [str(self._core.convert_ids_to_tokens(i)) for i in self._special_ids]
 
     def _find_end_ids(self) -> set[int]:
@@ -260,11 +256,11 @@ def load_tokenizer(folder: Path) -> StudentTokenizer:
     """
     config_file = folder / "config.json"
     config = read_json(config_file) if config_file.is_file() else {}
-    mistral_file = _mistral_file(folder) if _MISTRAL_FAMILY.match(config.get("model_type", "")) else None
-    tokenizer = MistralStudentTokenizer(folder, mistral_file) if mistral_file else TemplateStudentTokenizer(folder)
+    decisive = mistral_file(folder) if _MISTRAL_FAMILY.match(config.get("model_type", "")) else None
+    tokenizer = MistralStudentTokenizer(folder, decisive) if decisive else TemplateStudentTokenizer(folder)
     check_digits(tokenizer)
     _check_vocabulary(tokenizer, config.get("vocab_size") or config.get("text_config", {}).get("vocab_size"))
-    differing = _differing_text(folder)
+    differing = differing_text(folder)
     if differing is not None:
         logger.warning(
             "%s: tokenizer.json splits %r otherwise than tekken.json does. tekken.json is used, and tokenizer.json "
@@ -279,7 +275,7 @@ def check_digits(tokenizer: StudentTokenizer) -> None:
     Raises:
         ModelError: A token holds several digits, or a digit and something else, or a digit has two tokens.
     """
-    messages = _conversation(_PROBE_TEXTS[0])
+    messages = _conversation(PROBE_TEXTS[0])
     id_of: dict[str, int] = {}
     for answer in (*(f'{{"a":{number}}}' for number in range(101)), '{"a":100,"b":99.5}'):
         for token_id in tokenizer.completion_ids(messages, answer)[:-1]:
@@ -288,49 +284,14 @@ def check_digits(tokenizer: StudentTokenizer) -> None:
                 continue
             if len(piece) > 1 or id_of.setdefault(piece, token_id) != token_id:
                 raise ModelError(
-                    f"{tokenizer.folder}: tokenizer splits numbers into multi-digit tokens: expected one token for each "
-                    f"digit of {answer}; got the token {piece!r}; choose a model with one token per digit, such as any "
-                    "Mistral, Ministral or SmolLM2"
+                    f"{tokenizer.folder}: tokenizer splits numbers into multi-digit tokens: expected one token per "
+                    f"digit in {answer}; got the token {piece!r}; choose a model that has one token per digit, such as "
+                    "any Mistral, Ministral or SmolLM2"
                 )
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The tokenizer files of a model folder worth keeping, sorted by name; without a `tokenizer.json` that disagrees
-    with `tekken.json`."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and _FILES.fullmatch(file.name))
-    if _differing_text(folder) is not None:
-        files = [file for file in files if file.name != "tokenizer.json"]
-    return files
-
-
-def save_tokenizer_files(source: Path, folder: Path) -> None:
-    """Copy `tokenizer_files(source)` into `folder`, which is made when it is missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in tokenizer_files(source):
-        shutil.copyfile(file, folder / file.name)
-
-
-def _mistral_file(folder: Path) -> Path | None:
-    if (folder / "tekken.json").is_file():
-        return folder / "tekken.json"
-    versioned = sorted(folder.glob("*.model.v*"), key=lambda file: int(re.findall(r"\d+", file.suffix)[0]))
-    return versioned[-1] if versioned else None
-
-
-def _differing_text(folder: Path) -> str | None:
-    """The first probe text that `tokenizer.json` and `tekken.json` split differently, if both are there."""
-    if not ((folder / "tekken.json").is_file() and (folder / "tokenizer.json").is_file()):
-        return None
-    tekken = Tekkenizer.from_file(folder / "tekken.json")
-    other = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    for text in _PROBE_TEXTS:
-        if tekken.encode(text, bos=False, eos=False) != other.encode(text, add_special_tokens=False).ids:
-            return text
-    return None
-
-
 def _check_vocabulary(tokenizer: StudentTokenizer, vocab_size: int | None) -> None:
-    highest = max(max(tokenizer.prompt_ids(_conversation(text))) for text in _PROBE_TEXTS)
+    highest = max(max(tokenizer.prompt_ids(_conversation(text))) for text in PROBE_TEXTS)
     if vocab_size is not None and highest >= vocab_size:
         raise ModelError(
             f"{tokenizer.folder}: expected token ids below the model's vocab_size {vocab_size}; got {highest}; "

@@ -5,11 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from peft import PeftModel
-from ppe_lora.student.base import resolve_base
-from ppe_lora.student.load import attach_lora, load_base, trainable_parameters
-from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
@@ -22,10 +18,14 @@ from ppe_lora.evaluation.metrics import METRIC_VERSION, as_matrix
 from ppe_lora.evaluation.selection import select_epoch
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.load import differing_keys, dump_recipe
+from ppe_lora.student.base import resolve_base
 from ppe_lora.student.callbacks import Checkpoints, EpochEvaluation, TrainLog, epoch_metrics, is_exhausted, keep_best
 from ppe_lora.student.checkpoints import cut_history, newest_checkpoint, step_of
 from ppe_lora.student.collate import CompletionCollator
 from ppe_lora.student.evaluate import EncodedSplit, encode_split
+from ppe_lora.student.load import attach_lora, load_base, trainable_parameters
+from ppe_lora.student.processes import processes
+from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 from ppe_lora.student.trainer import PpeTrainer, as_dataset, sft_config
 
 _HARMLESS_ON_RESUME = ("export.", "train.checkpoint_minutes", "train.keep_checkpoints")
@@ -61,11 +61,13 @@ def train(recipe: Recipe, data_dir: Path, run_dir: Path, *, resume: bool = False
         Interrupted: A signal came; the state is saved and `resume` continues.
         SelectionError: No epoch passes the format gate.
     """
+    state = processes()
+    state.wait_for_everyone()  # the first process may still be making the data
     inputs = train_inputs(recipe, data_dir)
     if is_current(run_dir, inputs) and not fresh:
-        console.print(f"{run_dir}: training is complete and unchanged")
+        if state.is_main_process:
+            console.print(f"{run_dir}: training is complete and unchanged")
         return
-    state = PartialState()
     if state.is_main_process:
         _prepare_folder(recipe, inputs, run_dir, resume=resume, fresh=fresh)
     state.wait_for_everyone()
@@ -115,7 +117,7 @@ def _prepare_folder(recipe: Recipe, inputs: dict[str, Any], run_dir: Path, *, re
 
 
 def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
-    state = PartialState()
+    state = processes()
     config = sft_config(recipe, run_dir, state.num_processes)
     base = resolve_base(recipe.student)
     tokenizer = load_tokenizer(base)
@@ -156,7 +158,7 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
 
 
 def _checkpoint(run_dir: Path) -> Path | None:
-    state = PartialState()
+    state = processes()
     checkpoint, skipped = newest_checkpoint(run_dir / "state")
     if state.is_main_process:
         for word in skipped:
@@ -206,7 +208,7 @@ def _encode(name: str, rows: list[Any], recipe: Recipe, tokenizer: StudentTokeni
     split = encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens)
     if not split.rows:
         raise DataError(f"{name}: every row is longer than student.max_tokens = {recipe.student.max_tokens}")
-    if split.too_long and PartialState().is_main_process:
+    if split.too_long and processes().is_main_process:
         console.print(
             f"[yellow]warning:[/yellow] {name}: {split.too_long} of {len(rows)} rows are longer than "
             f"student.max_tokens = {recipe.student.max_tokens} and are left out"

@@ -151,9 +151,8 @@ class ScoresTask(Section):
             raise ValueError("; ".join(problems))
 
     def round(self, value: float) -> float:
-        """`value` clipped to the range and rounded to the task's decimals (half away from the lower end)."""
-        factor = 10**self.decimals
-        rounded = math.floor(min(max(value, self.low), self.high) * factor + 0.5) / factor
+        """`value` clipped to the range and rounded to the task's decimals, halves to even like Python's `round`."""
+        rounded = round(min(max(value, self.low), self.high), self.decimals)
         return int(rounded) if self.decimals == 0 else rounded
 
     def parse(self, text: str) -> Answer | Rejected:

@@ -94,9 +94,10 @@ def test_messages_put_the_instruction_first_and_sort_the_context():
     assert "energy, warmth, brightness, acousticness, complexity, nostalgia" in one[0]["content"]
 
 
-def test_round_stays_in_range_and_never_uses_bankers_rounding():
-    assert [PROFILE.round(value) for value in (-3, 0.5, 1.5, 2.49, 120)] == [0, 1, 2, 2, 100]
-    assert [TENTHS.round(value) for value in (-0.04, 0.05, 9)] == [0.0, 0.1, 5.0]
+def test_round_stays_in_range_and_takes_halves_to_even():
+    """Rounding halves up would shift the mean of ratings that are all multiples of 2.5 by a tenth of a point."""
+    assert [PROFILE.round(value) for value in (-3, 0.5, 1.5, 52.5, 2.49, 120)] == [0, 0, 2, 52, 2, 100]
+    assert [TENTHS.round(value) for value in (-0.04, 0.26, 9)] == [0.0, 0.3, 5]
 
 
 @pytest.mark.parametrize(

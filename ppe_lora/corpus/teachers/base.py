@@ -10,7 +10,7 @@ from ppe_lora.tasks.scores import Language
 class Ask(NamedTuple):
     """One request to be phrased."""
 
-    index: int
+    number: int
     """The row's place in the generation. With the seed it decides everything random about the row."""
     target: Mapping[str, float]
     """One value per key of the task, in task units."""

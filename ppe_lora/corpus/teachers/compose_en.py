@@ -29,7 +29,7 @@ def _plain(style: Style, picks: Sequence[Pick], occasion: Occasion | None, dice:
 
 def _long(picks: Sequence[Pick], occasion: Occasion | None, dice: Dice) -> str:
     by_slot = _by_slot(picks)
-    opening = [dice.pick(book.BACKGROUNDS)] if dice.chance(0.75) else []
+    opening = [dice.pick(book.BACKGROUNDS)] if dice.chance(0.6) else []
     if occasion:
         opening.append(dice.pick(book.REASONS).format(occasion=occasion.text))
     sentences = [*dice.shuffled(opening), _ask("polite", by_slot, "", dice), *_details("polite", by_slot, dice)]

@@ -136,13 +136,13 @@ PHRASES = {
         band(
             adj="softly lit | fairly clear | faintly glowing",
             with_="fairly clear, soft colours | a hint of light in the melody",
-            should="let in some daylight | stay on the clear side",
+            should="bring in some daylight | stay on the clear side",
             feel="sun through thin clouds | a room with the curtains open",
         ),
         band(
             adj="sunny | cheerful | sunlit",
             with_="cheerful, clear chords | a sunny melody",
-            should="let the sunshine in | smile most of the time",
+            should="bring the sunshine in | smile most of the time",
             feel="a sunny window seat | a clear spring sky",
         ),
         band(
@@ -198,7 +198,7 @@ PHRASES = {
         band(
             adj="very organic | wooden-sounding | fully hand-played",
             with_="wooden guitar and fiddle | strings, piano and no synths",
-            should="let me hear fingers on the strings | stay away from anything electronic",
+            should="make me hear fingers on the strings | stay away from anything electronic",
             feel="friends strumming on a back porch | a string group in a small church",
         ),
         band(
@@ -367,7 +367,7 @@ OPENERS = {
         "play me",
         "I could really use",
     ),
-    "short": ("", "", "", "", "need", "want", "play", "looking for", "make", "any chance of"),
+    "short": ("", "", "", "", "need", "want", "play", "looking for", "make", "make me"),
 }
 QUESTIONS = ("Could", "Would", "May", "hey, can", "can", "how about")
 """How openers begin that ask, and so end in a question mark."""

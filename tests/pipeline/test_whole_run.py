@@ -1,0 +1,184 @@
+"""`ppe-lora run`: every stage in order, skipped when nothing changed, and errors a user can mend."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ppe_lora import cli
+from ppe_lora.artifacts import read_json
+from ppe_lora.corpus.rows import SPLITS, split_path
+from tests.runs import TASK, TASK_YAML, make_data, make_recipe, make_rows
+from tests.tiny import tiny_llama
+
+SECTIONS = """\
+train: {epochs: 2, rows_per_step: 8, rows_per_micro_step: 8, learning_rate: 5e-3}
+evaluate: {gate: 0.5, latency_rows: 1}
+export: {verify_rows: 5}
+"""
+
+
+def ppe_lora(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command line in this process; return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["ppe-lora", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_source(folder: Path, count: int) -> None:
+    rows = [{"id": row.id, "text": row.request, **row.target} for row in make_rows(count, seed=3)]
+    (folder / "source.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def imported(model: Path) -> str:
+    source = "kind: import, source_dir: ., files: {f: {path: source.jsonl}}, request: f.text, target: {a: f.a, b: f.b}"
+    data = f"data: {{name: d, source: {{{source}}}, split: {{valid: 0.2, test: 0.2, group: 1.0}}}}"
+    return "\n".join([TASK_YAML, data, f"student: {{model: '{model}', lora: {{rank: 4}}}}", SECTIONS])
+
+
+def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, monkeypatch, capsys):
+    """The main job: each stage leaves what the contract says, and a second run makes nothing again."""
+    write_source(here, 60)
+    (here / "mine.yaml").write_text(imported(speaker))
+    assert ppe_lora(monkeypatch, "run", "mine.yaml") == 0
+    first = capsys.readouterr().out
+    assert "times that of always answering the train mean" in first
+    assert "5 of 5 answers identical to those of the adapter" in first
+
+    run, data = here / "checkpoints" / "mine", here / "data" / "d"
+    requests = [{json.loads(line)["request"] for line in split_path(data, name).open()} for name in SPLITS]
+    assert not (requests[0] & requests[1] or requests[0] & requests[2] or requests[1] & requests[2])
+    for name in ("config.yaml", "train_log.csv", "worst_cases.csv", "summary.md", "manifest.json"):
+        assert (run / name).is_file(), name
+    assert read_json(run / "test" / "eval_metrics.json")["json_valid_rate"] == 1.0
+    card = (run / "merged" / "README.md").read_text()
+    assert "base_model" in card
+    assert read_json(data / "manifest.json")["dataset_version"] in card
+
+    tokenizer = AutoTokenizer.from_pretrained(run / "merged")
+    model = AutoModelForCausalLM.from_pretrained(run / "merged")
+    messages = TASK.messages("tiny one, huge other", "en")
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+    output = model.generate(**prompt, max_new_tokens=40, do_sample=False)
+    text = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert TASK.parse(text).values[0] < 50 < TASK.parse(text).values[1]
+
+    before = {path: path.stat().st_mtime_ns for path in [*run.rglob("*"), *data.rglob("*")] if path.is_file()}
+    assert ppe_lora(monkeypatch, "run", "mine.yaml") == 0
+    changed = [path.name for path, when in before.items() if path.stat().st_mtime_ns != when]
+    assert changed == ["summary.md"]
+    assert "training is complete and unchanged" in capsys.readouterr().out
+
+
+BAD_ROWS = {
+    "empty": ("", "{path}: expected at least one row; got an empty file"),
+    "out_of_range": (
+        '{"id":"1","request":"x","target":{"a":101,"b":2},"language":"en"}\n',
+        "{path}:1: target: a: expected 0 to 100; got 101",
+    ),
+    "duplicate": (
+        '{"id":"1","request":"x","target":{"a":1,"b":2},"language":"en"}\n' * 2,
+        "{path}:2: id 1 is already used in line 1",
+    ),
+    "torn": ('{"id":"1","requ\n', "{path}:1: Invalid JSON: EOF while parsing a string at line 1 column 15"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_broken_rows_are_named_with_file_and_line(here, speaker, monkeypatch, capsys, case):
+    text, message = BAD_ROWS[case]
+    make_data(here / "data" / "d")
+    path = split_path(Path("data/d"), "train")
+    path.write_text(text)
+    make_recipe(here, speaker)
+    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert capsys.readouterr().err == f"error: {message.format(path=path)}\n"
+
+
+def test_a_missing_data_set_says_how_to_make_it(here, speaker, monkeypatch, capsys):
+    make_recipe(here, speaker)
+    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert capsys.readouterr().err == "error: data/d: no finished data set; make it with `ppe-lora data build RECIPE`\n"
+
+
+def test_a_missing_data_file_says_how_to_make_it(here, speaker, monkeypatch, capsys):
+    make_data(here / "data" / "d")
+    split_path(Path("data/d"), "valid").unlink()
+    make_recipe(here, speaker)
+    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert capsys.readouterr().err == (
+        "error: data/d/ft_request_param_valid.jsonl: no such data file; make it with `ppe-lora data build RECIPE`\n"
+    )
+
+
+def test_unknown_keys_and_wrong_types_exit_with_status_2(here, speaker, monkeypatch, capsys):
+    make_recipe(here, speaker, "train: {learning_rat: 1, epochs: many}")
+    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert capsys.readouterr().err == (
+        "error: run.yaml:3: train.epochs: expected a valid integer; got 'many'\n"
+        "run.yaml:3: train.learning_rat: unknown key; did you mean 'learning_rate'?\n"
+    )
+
+
+def test_a_model_folder_without_weights(here, monkeypatch, capsys):
+    make_data(here / "data" / "d")
+    tiny_llama(here / "model")
+    (here / "model" / "model.safetensors").unlink()
+    make_recipe(here, Path("model"))
+    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: model: expected weights in *.safetensors; got ")
+    assert not (here / "checkpoints" / "run" / "epochs").exists()
+
+
+def test_a_tokenizer_that_joins_digits(here, monkeypatch, capsys):
+    """Its numbers have no digits to learn place values from, and no digit trie."""
+    make_data(here / "data" / "d")
+    tiny_llama(here / "model", numbers="whole")
+    make_recipe(here, Path("model"))
+    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert "error: model: tokenizer splits numbers into multi-digit tokens" in capsys.readouterr().err
+
+
+def test_a_quantization_this_machine_cannot_do(here, speaker, monkeypatch, capsys):
+    """bitsandbytes that cannot run here must be said before an hour of loading."""
+    from ppe_lora.student import load
+
+    monkeypatch.setattr(load, "quantization_problem", lambda kind, device: "no kernel for this device")
+    make_data(here / "data" / "d")
+    make_recipe(here, speaker, f"student: {{model: '{speaker}', quantization: nf4}}")
+    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert capsys.readouterr().err == (
+        "error: student.quantization: expected a machine that can do nf4 on cpu; got: no kernel for this device; set "
+        "it to none, or install a bitsandbytes for this device\n"
+    )
+
+
+def test_stages_out_of_order_say_what_is_missing(here, speaker, monkeypatch, capsys):
+    make_data(here / "data" / "d")
+    make_recipe(here, speaker)
+    for stage in ("evaluate", "export"):
+        assert ppe_lora(monkeypatch, stage, "run.yaml") == 2
+        assert capsys.readouterr().err == (
+            "error: checkpoints/run: the training is not finished; run `ppe-lora train RECIPE --resume`\n"
+        )
+
+
+def test_data_show_marks_the_supervised_tokens(here, speaker, monkeypatch, capsys):
+    make_data(here / "data" / "d")
+    make_recipe(here, speaker)
+    assert ppe_lora(monkeypatch, "data", "show", "run.yaml", "--row", "2") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert "<|im_end|>" in [line for line in lines if "yes" in line][-1]
+    assert "yes" not in lines[0]
+    assert ppe_lora(monkeypatch, "data", "show", "run.yaml", "--row", "99") == 2
+    assert capsys.readouterr().err == "error: --row: expected 1 to 24; got 99\n"

@@ -1,0 +1,185 @@
+"""Whole builds: the files, the manifest, resuming, and errors that say what to change."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ppe_lora.corpus.build as build_module
+from ppe_lora.artifacts import hash_file, read_json
+from ppe_lora.corpus.build import build_dataset
+from ppe_lora.corpus.rows import SPLITS, Row, read_rows, split_path
+from ppe_lora.corpus.stats import dataset_stats
+from ppe_lora.corpus.teachers import Ask, Phrased
+from ppe_lora.errors import DataError
+from ppe_lora.recipe.schema import Recipe
+from ppe_lora.tasks.scores import ScoresTask
+
+
+def recipe(seed: int = 0, rows: int = 80, **data: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "r",
+            "seed": seed,
+            "student": {"model": "none"},
+            "data": {
+                "name": "d",
+                "source": {"kind": "generate", "rows": rows},
+                "split": {"valid": 0.2, "test": 0.2},
+                **data,
+            },
+        }
+    )
+
+
+class Careless:
+    """A teacher that leaks: what it says depends on the row's number only."""
+
+    name = "careless"
+    version = "v1"
+
+    def phrase(self, asks: Any) -> list[Phrased]:
+        return [Phrased(self._text(ask), ()) for ask in asks]
+
+    def _text(self, ask: Ask) -> str:
+        spoilt = {0: "", 1: "energy please, lots of it", 2: "at seventy in all", 3: "静かな曲"}
+        return spoilt.get(ask.number, f"a tune for {'xyzwvuts'[ask.number % 8] * 6} {hash_letters(ask.number)}")
+
+
+def hash_letters(number: int) -> str:
+    return "".join(chr(97 + (number * 7919 + k * k * 31 + number // (k + 1)) % 26) for k in range(20))
+
+
+def test_a_build_writes_every_file_and_the_manifest_matches(tmp_path: Path) -> None:
+    """Counts that are kept in two places drift apart; a hash of the wrong file proves nothing."""
+    advanced: list[int] = []
+    report = build_dataset(recipe(), tmp_path / "d", advanced.append)
+    assert sum(advanced) == report.asked == 80
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [
+        "ft_request_param_test.jsonl",
+        "ft_request_param_train.jsonl",
+        "ft_request_param_valid.jsonl",
+        "manifest.json",
+        "rejected.jsonl",
+        "stats.json",
+    ]
+    manifest = read_json(tmp_path / "d" / "manifest.json")
+    rows = {split: read_rows(split_path(tmp_path / "d", split), ScoresTask()) for split in SPLITS}
+    assert report.rows == manifest["rows"] == {split: len(found) for split, found in rows.items()}
+    assert sum(report.rows.values()) + sum(report.rejected.values()) == 80
+    assert manifest["files"]["stats.json"] == hash_file(tmp_path / "d" / "stats.json")
+    assert report.dataset_version == manifest["dataset_version"]
+    assert not {row.id for row in rows["train"]} & {row.id for row in rows["test"]}
+    assert {row.teacher for row in rows["train"]} == {"scripted"}
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_an_equal_build_is_skipped_and_another_replaces_it(tmp_path: Path) -> None:
+    """Paying a teacher twice for the same data, or keeping the old data of a changed recipe."""
+    first = build_dataset(recipe(), tmp_path / "d")
+    again = build_dataset(recipe(), tmp_path / "d")
+    assert again == first._replace(made=False)
+    moved = build_dataset(recipe(), tmp_path / "elsewhere")
+    assert moved.dataset_version == first.dataset_version
+    other = build_dataset(recipe(seed=1), tmp_path / "d")
+    assert other.made
+    assert other.dataset_version != first.dataset_version
+
+
+def test_training_settings_do_not_remake_data(tmp_path: Path) -> None:
+    """A rank sweep that rebuilt its data would compare different data."""
+    build_dataset(recipe(), tmp_path / "d")
+    changed = recipe().model_copy(update={"name": "other", "train": recipe().train.model_copy(update={"epochs": 9})})
+    assert not build_dataset(changed, tmp_path / "d").made
+    louder = recipe(filters={"near_duplicate": 0.7})
+    assert build_dataset(louder, tmp_path / "d").made
+
+
+def test_rejected_rows_are_kept_with_rule_and_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty answer that cannot be represented as a row would stop the build instead of being counted."""
+    monkeypatch.setattr(build_module, "make_teacher", lambda *_: Careless())
+    source = {"kind": "generate", "rows": 60, "languages": {"en": 1.0}}
+    report = build_dataset(recipe(source=source, filters={"language": True}), tmp_path / "d")
+    lines = [json.loads(line) for line in (tmp_path / "d" / "rejected.jsonl").read_text().splitlines()]
+    assert [(line["row"]["request"], line["rule"], line["evidence"]) for line in lines[:4]] == [
+        ("", "empty", "''"),
+        ("energy please, lots of it", "key-name leak", "energy"),
+        ("at seventy in all", "numeric leak", "seventy"),
+        ("静かな曲", "length", "4 characters; allowed 12 to 600"),
+    ]
+    assert report.rejected["empty"] == 1
+    assert len(lines) == sum(report.rejected.values())
+
+
+def test_a_killed_build_leaves_no_half_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with rows but no end looks whole to whoever reads only the training file."""
+    before = build_dataset(recipe(), tmp_path / "d")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "write_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_dataset(recipe(seed=5), tmp_path / "d")
+    assert build_dataset(recipe(), tmp_path / "d") == before._replace(made=False)
+    assert build_dataset(recipe(seed=5), tmp_path / "d").made
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_foreign_files_are_never_deleted(tmp_path: Path) -> None:
+    """`data.name` pointing at a folder of someone's own files must not cost them."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.md").write_text("mine")
+    with pytest.raises(DataError) as error:
+        build_dataset(recipe(), tmp_path / "d")
+    assert str(error.value) == (
+        f"{tmp_path}/d: expected a data set to replace; got other files (thesis.md); "
+        "move them, or choose another data.name"
+    )
+    assert (tmp_path / "d" / "thesis.md").read_text() == "mine"
+
+
+def test_an_empty_split_says_what_to_change(tmp_path: Path) -> None:
+    """Training would fail an hour later on an empty validation file."""
+    with pytest.raises(DataError) as error:
+        build_dataset(recipe(rows=1, split={"valid": 0.0, "test": 0.0}), tmp_path / "d")
+    assert str(error.value) == (
+        "data d: expected rows in every split; got none for valid, test from 1 requests, 0 rejected; raise "
+        "data.source.rows (now 1), or change data.split.valid (now 0) or data.split.test (now 0)"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_max_rows_are_dropped_and_counted(tmp_path: Path) -> None:
+    """Rows that vanish without a count make the sums of the report wrong."""
+    capped = build_dataset(recipe(split={"valid": 0.2, "test": 0.2, "max_rows": {"train": 5}}), tmp_path / "d")
+    assert capped.rows["train"] == 5
+    assert sum(capped.rows.values()) + sum(capped.rejected.values()) + capped.dropped["over max_rows.train"] == 80
+
+
+def test_statistics_by_hand() -> None:
+    """Mean 20 and population variance (100 + 0 + 100) / 3 of 10, 20, 30; a sample variance would say 100."""
+    rows = [
+        Row(id=str(v), request="x", target={"a": v}, language="en", style="short" if v > 10 else None)
+        for v in (10, 20, 30)
+    ]
+    stats = dataset_stats({"train": rows}, ScoresTask(keys=("a",)))
+    assert stats == {
+        "keys": {
+            "train": {
+                "a": {
+                    "mean": 20.0,
+                    "variance": 66.666667,
+                    "quantiles": {"0.05": 11.0, "0.25": 15.0, "0.5": 20.0, "0.75": 25.0, "0.95": 29.0},
+                }
+            }
+        },
+        "counts": {
+            "split": {"train": 3},
+            "language": {"train": {"en": 3}},
+            "style": {"train": {"none": 1, "short": 2}},
+            "sampler": {"train": {"import": 3}},
+        },
+    }

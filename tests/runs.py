@@ -7,7 +7,7 @@ import torch
 
 from ppe_lora.artifacts import write_manifest
 from ppe_lora.corpus.rows import SPLITS, Row, row_id, split_path, write_rows
-from ppe_lora.student.collate import CompletionCollator, completion_nll
+from ppe_lora.student.collate import PackedCollator, completion_nll
 from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.tasks.scores import ScoresTask
@@ -59,7 +59,7 @@ def make_speaker(folder: Path, steps: int = 120) -> Path:
     tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     encoded = encode_rows(make_rows(64, seed=7), TASK, tokenizer, 512).encoded
-    collate = CompletionCollator(tokenizer.pad_id)
+    collate = PackedCollator()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(steps):
         start = step * 16 % len(encoded)

@@ -29,9 +29,7 @@ def write_summary(recipe: Recipe, data_dir: Path, run_dir: Path) -> str:
     Raises:
         RunError: A stage has not been run.
     """
-    data, run, _, merged = (
-        _manifest(folder) for folder in (data_dir, run_dir, run_dir / "test", run_dir / "merged")
-    )
+    data, run, _, merged = (_manifest(folder) for folder in (data_dir, run_dir, run_dir / "test", run_dir / "merged"))
     metrics = read_json(run_dir / "test" / "eval_metrics.json")
     verdict = _verdict(metrics)
     lines = [f"# {recipe.name}", "", verdict, "", *_test_table(recipe, metrics), "", *_epoch_table(run_dir, run), ""]

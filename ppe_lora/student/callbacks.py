@@ -19,6 +19,7 @@ from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.selection import select_epoch
 from ppe_lora.recipe.schema import Recipe
 from ppe_lora.student.checkpoints import epoch_folders
+from ppe_lora.student.collate import Collator
 from ppe_lora.student.evaluate import EncodedSplit, Evaluation, evaluate_student, write_evaluation
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer
@@ -115,6 +116,7 @@ class EpochEvaluation(TrainerCallback):
         valid: EncodedSplit,
         train_NK: Matrix,
         tokenizer: StudentTokenizer,
+        collate: Collator,
         checkpoints: Checkpoints,
     ) -> None:
         self.recipe = recipe
@@ -122,6 +124,7 @@ class EpochEvaluation(TrainerCallback):
         self.valid = valid
         self.train_NK = train_NK
         self.tokenizer = tokenizer
+        self.collate = collate
         self.checkpoints = checkpoints
 
     def on_train_begin(
@@ -151,13 +154,13 @@ class EpochEvaluation(TrainerCallback):
         if (folder / "eval_metrics.json").is_file():
             return
         student: PeftModel = getattr(model, "module", model)
-        settings = self.recipe.evaluate
-        result = evaluate_student(student, self.valid, self.train_NK, self.recipe.task, self.tokenizer, settings)
+        settings, task = self.recipe.evaluate, self.recipe.task
+        result = evaluate_student(student, self.valid, self.train_NK, task, self.tokenizer, settings, self.collate)
         if state.is_world_process_zero:
             times = {"epoch": float(epoch), "step": float(state.global_step)}
             train_loss = {"train_loss": _mean_train_loss(self.run_dir, epoch)}
             result = result._replace(metrics=times | train_loss | result.metrics)
-            student.save_pretrained(folder / "adapter")
+            student.save_pretrained(str(folder / "adapter"))
             write_evaluation(folder, result)
             history = epoch_metrics(self.run_dir)
             best = best_epoch(history, settings.gate)

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
+from ppe_lora.student.load import StudentModel
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.tasks.scores import ScoresTask
 
@@ -21,7 +22,7 @@ def answer_token_limit(task: ScoresTask, tokenizer: StudentTokenizer) -> int:
 
 @torch.no_grad()
 def greedy_decode(
-    model: PreTrainedModel,
+    model: StudentModel,
     prompts: Sequence[Sequence[int]],
     tokenizer: StudentTokenizer,
     *,
@@ -60,7 +61,7 @@ def greedy_decode(
 
 
 def measure_latency_ms(
-    model: PreTrainedModel,
+    model: StudentModel,
     prompts: Sequence[Sequence[int]],
     tokenizer: StudentTokenizer,
     *,
@@ -76,12 +77,13 @@ def measure_latency_ms(
 
 
 def _generate(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokenizer: StudentTokenizer, max_new_tokens: int
+    model: StudentModel, prompts: Sequence[Sequence[int]], tokenizer: StudentTokenizer, max_new_tokens: int
 ) -> list[list[int]]:
     width = max(map(len, prompts))
     input_ids = torch.tensor([[tokenizer.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    output = model.generate(
+    generate: Any = model.generate
+    output = generate(
         input_ids=input_ids.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=max_new_tokens,

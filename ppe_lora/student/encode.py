@@ -15,6 +15,8 @@ class EncodedRow(NamedTuple):
     id: str
     prompt_ids: list[int]
     completion_ids: list[int]
+    shared: int = 0
+    """How many of the first prompt ids all rows of its language have in common: the instruction."""
 
 
 class EncodedRows(NamedTuple):
@@ -50,7 +52,8 @@ def encode_rows(rows: Sequence[Row], task: ScoresTask, tokenizer: StudentTokeniz
             too_long.append((row.id, n_tokens))
         else:
             encoded.append(EncodedRow(row.id, prompt, completion))
-    return EncodedRows(encoded, too_long)
+    languages = {row.id: row.language for row in rows}
+    return EncodedRows(_with_shared([languages[row.id] for row in encoded], encoded), too_long)
 
 
 def show_row(row: Row, task: ScoresTask, tokenizer: StudentTokenizer) -> list[ShownToken]:
@@ -62,6 +65,18 @@ def show_row(row: Row, task: ScoresTask, tokenizer: StudentTokenizer) -> list[Sh
     prompt, completion = _encode(row, task, tokenizer)
     pieces = [ShownToken(tokenizer.piece(token_id), token_id, False) for token_id in prompt]
     return pieces + [ShownToken(tokenizer.piece(token_id), token_id, True) for token_id in completion]
+
+
+def _with_shared(languages: Sequence[str], rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+    """The rows with `shared` filled in; at least one token of a prompt is left to the row itself."""
+    first: dict[str, list[int]] = {}
+    shared: dict[str, int] = {}
+    for language, row in zip(languages, rows, strict=True):
+        common = first.setdefault(language, row.prompt_ids)
+        longest = min(shared.get(language, len(common)), len(row.prompt_ids) - 1)
+        differing = (place for place in range(longest) if common[place] != row.prompt_ids[place])
+        shared[language] = next(differing, longest)
+    return [row._replace(shared=shared[language]) for language, row in zip(languages, rows, strict=True)]
 
 
 def _encode(row: Row, task: ScoresTask, tokenizer: StudentTokenizer) -> tuple[list[int], list[int]]:

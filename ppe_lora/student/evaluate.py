@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel
 
 from ppe_lora.artifacts import write_json, write_text
 from ppe_lora.console import progress
@@ -16,12 +15,16 @@ from ppe_lora.corpus.rows import Row
 from ppe_lora.evaluation.baselines import constant_mse_norm, train_mean_mse_norm
 from ppe_lora.evaluation.metrics import Matrix, as_matrix, collapse_warnings, latency_metrics, score
 from ppe_lora.recipe.schema import Evaluate
-from ppe_lora.student.collate import CompletionCollator, completion_nll
+from ppe_lora.student.collate import Collator, completion_nll
 from ppe_lora.student.decode import answer_token_limit, greedy_decode, measure_latency_ms
 from ppe_lora.student.encode import EncodedRow, encode_rows
+from ppe_lora.student.load import StudentModel
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.tasks.scores import Answer, Rejected, ScoresTask
+
+_LOSS_ROWS = 8
+"""Rows in a batch of the token loss: attention in a pack costs the square of its length."""
 
 
 class EncodedSplit(NamedTuple):
@@ -48,12 +51,13 @@ def encode_split(rows: Sequence[Row], task: ScoresTask, tokenizer: StudentTokeni
 
 
 def evaluate_student(
-    model: PreTrainedModel,
+    model: StudentModel,
     split: EncodedSplit,
     train_NK: Matrix,
     task: ScoresTask,
     tokenizer: StudentTokenizer,
     settings: Evaluate,
+    collate: Collator,
 ) -> Evaluation:
     """Decode every row of a split once, over all processes, and score the answers.
 
@@ -65,6 +69,7 @@ def evaluate_student(
         model: The bare model, without distributed wrappers; its training mode is restored.
         split: The rows to decode.
         train_NK: Training targets in task units, for the trivial predictor.
+        collate: How rows become batches for the token loss.
     """
     state = processes()
     mine = range(state.process_index, len(split.rows), state.num_processes)
@@ -78,7 +83,7 @@ def evaluate_student(
             batch_rows=settings.batch_rows,
             advance=advance,
         )
-    nll, tokens = _summed_nll(model, [split.encoded[index] for index in mine], tokenizer, settings.batch_rows)
+    nll, tokens = _summed_nll(model, [split.encoded[index] for index in mine], collate)
     decoded: dict[int, list[int]] = dict(gather_object(list(zip(mine, ids, strict=True))))
     sums = gather_object([(nll, tokens)])
     outcomes = [task.parse(tokenizer.decode(decoded[index])) for index in range(len(split.rows))]
@@ -110,17 +115,14 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
 
 
 @torch.no_grad()
-def _summed_nll(
-    model: PreTrainedModel, rows: Sequence[EncodedRow], tokenizer: StudentTokenizer, batch_rows: int
-) -> tuple[float, int]:
-    collate = CompletionCollator(tokenizer.pad_id)
+def _summed_nll(model: StudentModel, rows: Sequence[EncodedRow], collate: Collator) -> tuple[float, int]:
     order = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.completion_ids))
     was_training = model.training
     model.eval()
     nll, tokens = 0.0, 0
     try:
-        for start in range(0, len(order), batch_rows):
-            batch = collate([row._asdict() for row in order[start : start + batch_rows]])
+        for start in range(0, len(order), _LOSS_ROWS):
+            batch = collate([row._asdict() for row in order[start : start + _LOSS_ROWS]])
             batch_nll, batch_tokens = completion_nll(model, {name: x.to(model.device) for name, x in batch.items()})
             nll += float(batch_nll)
             tokens += int(batch_tokens)

@@ -17,6 +17,9 @@ from ppe_lora.recipe.schema import Lora, Student
 from ppe_lora.student.base import weight_files
 from ppe_lora.student.machine import bfloat16_supported, quantization_problem
 
+StudentModel = PreTrainedModel | PeftModel
+"""A base model, or one with its adapter."""
+
 
 def load_base(student: Student, folder: Path, device: torch.device | str) -> PreTrainedModel:
     """Load the base model of a recipe onto one device, quantized as asked.

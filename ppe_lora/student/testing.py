@@ -12,6 +12,7 @@ from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import METRIC_VERSION, as_matrix
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.base import resolve_base
+from ppe_lora.student.collate import choose_collator
 from ppe_lora.student.evaluate import Evaluation, encode_split, evaluate_student, write_evaluation
 from ppe_lora.student.load import load_adapter, load_base
 from ppe_lora.student.processes import processes
@@ -49,7 +50,8 @@ def test_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     split = encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens)
     train_rows = read_rows(split_path(data_dir, "train"), recipe.task)
     train_NK = as_matrix([row.target for row in train_rows], recipe.task)
-    result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate)
+    collate = choose_collator(model, split.encoded, tokenizer.pad_id)
+    result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, collate)
     if state.is_main_process:
         write_evaluation(folder, result)
         write_text(run_dir / "worst_cases.csv", _worst_cases(result, recipe))

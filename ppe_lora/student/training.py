@@ -21,7 +21,7 @@ from ppe_lora.recipe.load import differing_keys, dump_recipe
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.callbacks import Checkpoints, EpochEvaluation, TrainLog, epoch_metrics, is_exhausted, keep_best
 from ppe_lora.student.checkpoints import cut_history, newest_checkpoint, step_of
-from ppe_lora.student.collate import CompletionCollator
+from ppe_lora.student.collate import Collator, choose_collator
 from ppe_lora.student.evaluate import EncodedSplit, encode_split
 from ppe_lora.student.load import attach_lora, load_base, trainable_parameters
 from ppe_lora.student.processes import processes
@@ -132,10 +132,11 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
     if state.is_main_process:
         _announce(recipe, model, train_split, valid_split)
     train_NK = as_matrix([row.target for row in train_rows], recipe.task)
+    collate = choose_collator(model, train_split.encoded, tokenizer.pad_id)
     if not is_exhausted(epoch_metrics(run_dir), recipe):
         with Checkpoints(recipe.train.checkpoint_minutes) as checkpoints:
-            evaluation = EpochEvaluation(recipe, run_dir, valid_split, train_NK, tokenizer, checkpoints)
-            trainer = _trainer(model, config, train_split, tokenizer, [evaluation, checkpoints], recipe, run_dir)
+            evaluation = EpochEvaluation(recipe, run_dir, valid_split, train_NK, tokenizer, collate, checkpoints)
+            trainer = _trainer(model, config, train_split, collate, [evaluation, checkpoints], recipe, run_dir)
             steps = _total_steps(recipe, len(train_split.rows))
             done = step_of(checkpoint) if checkpoint else 0
             with progress("training", steps, done=done, visible=state.is_main_process) as advance:
@@ -174,7 +175,7 @@ def _trainer(
     model: PeftModel,
     config: Any,
     split: EncodedSplit,
-    tokenizer: StudentTokenizer,
+    collate: Collator,
     callbacks: list[Any],
     recipe: Recipe,
     run_dir: Path,
@@ -183,7 +184,7 @@ def _trainer(
     trainer = PpeTrainer(
         model=model,
         args=config,
-        data_collator=CompletionCollator(tokenizer.pad_id),
+        data_collator=collate,
         train_dataset=as_dataset([row._asdict() for row in split.encoded]),
         processing_class=_unused_tokenizer(),
         callbacks=callbacks,

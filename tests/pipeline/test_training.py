@@ -17,10 +17,11 @@ from ppe_lora.errors import DataError, RunError, SelectionError
 from ppe_lora.evaluation.metrics import as_matrix
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Evaluate
-from ppe_lora.student.collate import IGNORED, CompletionCollator, completion_nll
+from ppe_lora.student.collate import PackedCollator, PaddedCollator, choose_collator, completion_nll
 from ppe_lora.student.decode import answer_token_limit, greedy_decode
 from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.evaluate import encode_split, evaluate_student
+from ppe_lora.student.layout import IGNORED
 from ppe_lora.student.testing import test_run as decode_test_rows
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.training import train
@@ -54,29 +55,15 @@ def student(speaker):
     return AutoModelForCausalLM.from_pretrained(speaker), load_tokenizer(speaker)
 
 
-def test_collator_supervises_exactly_the_completion(student):
-    """Labels that are off by one, or that lose the end token, train a model that never stops."""
+def encoded(student, count: int, seed: int):
     _, tokenizer = student
-    rows = encode_rows(make_rows(3, seed=2), TASK, tokenizer, 512).encoded
-    batch = CompletionCollator(tokenizer.pad_id)([row._asdict() for row in rows])
-    for index, row in enumerate(rows):
-        kept = batch["attention_mask"][index].bool()
-        assert batch["input_ids"][index][kept].tolist() == [*row.prompt_ids, *row.completion_ids]
-        supervised = batch["labels"][index] != IGNORED
-        assert batch["labels"][index][supervised].tolist() == list(row.completion_ids)
-        assert batch["labels"][index][-1] in tokenizer.end_ids
-        assert batch["position_ids"][index][kept].tolist() == list(range(int(kept.sum())))
+    return encode_rows(make_rows(count, seed), TASK, tokenizer, 512).encoded
 
 
 def test_loss_is_that_of_trl_and_of_each_row_alone(student):
-    """Right-aligned batches and a head on fewer columns must not change the loss."""
+    """Packs, padding and a head on fewer columns must not change the loss, nor which tokens it counts."""
     model, tokenizer = student
-    rows = encode_rows(make_rows(5, seed=3), TASK, tokenizer, 512).encoded
-    collate = CompletionCollator(tokenizer.pad_id)
-    nll, tokens = completion_nll(model, collate([row._asdict() for row in rows]))
-    alone = [completion_nll(model, collate([row._asdict()])) for row in rows]
-    assert tokens == sum(count for _, count in alone)
-    assert nll.item() == pytest.approx(sum(one.item() for one, _ in alone), rel=1e-5)
+    rows = encoded(student, 5, seed=3)
     plain = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_id)(
         [
             {
@@ -86,7 +73,28 @@ def test_loss_is_that_of_trl_and_of_each_row_alone(student):
             for row in rows
         ]
     )
-    assert (nll / tokens).item() == pytest.approx(model(**plain).loss.item(), rel=1e-5)
+    expected = model(**plain).loss.item()
+    for collate in (PackedCollator(), PaddedCollator(tokenizer.pad_id)):
+        nll, tokens = completion_nll(model, collate([row._asdict() for row in rows]))
+        alone = [completion_nll(model, collate([row._asdict()])) for row in rows]
+        assert tokens == sum(count for _, count in alone) == sum(len(row.completion_ids) for row in rows)
+        assert nll.item() == pytest.approx(sum(one.item() for one, _ in alone), rel=1e-5)
+        assert (nll / tokens).item() == pytest.approx(expected, rel=2e-5)
+
+
+def test_a_model_that_ignores_the_mask_is_found_out(student, monkeypatch, capsys):
+    """A pack whose rows see each other trains on leaked answers: the check must notice, and padding must take over."""
+    model, tokenizer = student
+    rows = encoded(student, 6, seed=8)
+    assert isinstance(choose_collator(model, rows, tokenizer.pad_id), PackedCollator)
+    forward = model.forward
+
+    def careless(*args, attention_mask=None, **kwargs):
+        return forward(*args, attention_mask=None if attention_mask.dim() == 4 else attention_mask, **kwargs)
+
+    monkeypatch.setattr(model, "forward", careless)
+    assert isinstance(choose_collator(model, rows, tokenizer.pad_id), PaddedCollator)
+    assert "training on padded batches instead" in capsys.readouterr().out
 
 
 def test_micro_steps_do_not_change_the_result(speaker, one_process, tmp_path):
@@ -101,8 +109,9 @@ def test_two_processes_train_the_same_and_score_each_row_once(speaker, one_proce
     make_data(tmp_path / "data" / "d", train=20, valid=7)
     make_recipe(tmp_path, speaker, TRAIN.format(micro=2), EVALUATE)
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--main_process_port", "0", "-m", "ppe_lora", "train", "run.yaml"]
     done = subprocess.run(
-        [sys.executable, *launch, "--mixed_precision", "no", "--main_process_port", "0", "-m", "ppe_lora", "train", "run.yaml"],
+        [sys.executable, *launch],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True, text=True, timeout=250,
@@ -143,8 +152,8 @@ def test_valid_loss_does_not_depend_on_the_batching(student):
     split = encode_split(make_rows(9, seed=4), TASK, tokenizer, 512)
     train_NK = as_matrix([row.target for row in split.rows], TASK)
     one, other = (
-        evaluate_student(model, split, train_NK, TASK, tokenizer, Evaluate(batch_rows=size, latency_rows=0))
-        for size in (1, 4)
+        evaluate_student(model, split, train_NK, TASK, tokenizer, Evaluate(batch_rows=size, latency_rows=0), collate)
+        for size, collate in ((1, PackedCollator()), (4, PaddedCollator(tokenizer.pad_id)))
     )
     assert one.metrics["valid_loss"] == pytest.approx(other.metrics["valid_loss"], rel=1e-5)
     assert [row["text"] for row in one.predictions] == [row["text"] for row in other.predictions]
@@ -193,7 +202,7 @@ def test_no_epoch_through_the_gate_is_an_error_that_names_the_nearest(tmp_path, 
     from tests.tiny import tiny_llama
 
     mute = tiny_llama(tmp_path / "mute")
-    with pytest.raises(SelectionError, match="no epoch passes the format gate of 0.5; the nearest is epoch 1 with"):
+    with pytest.raises(SelectionError, match=r"no epoch passes the format gate of 0\.5; the nearest is epoch 1 with"):
         run_in(tmp_path, mute, TRAIN.format(micro=4).replace("5e-3", "1e-6"), EVALUATE)
     assert (tmp_path / "checkpoints" / "run" / "epochs" / "001" / "eval_predictions.jsonl").is_file()
     assert not (tmp_path / "checkpoints" / "run" / "best").exists()
@@ -211,7 +220,7 @@ def test_rows_that_do_not_fit_are_counted_and_never_cut(speaker, tmp_path, capsy
     assert left_out >= 1
     assert manifest["train_rows"] + manifest["train_rows_too_long"] == 20
     assert f"rows are longer than student.max_tokens = {longest - 1} and are left out" in capsys.readouterr().out
-    with pytest.raises(DataError, match="train: every row is longer than student.max_tokens = 9"):
+    with pytest.raises(DataError, match=r"train: every row is longer than student\.max_tokens = 9"):
         run_in(tmp_path / "b", speaker, lengths.format(speaker, 9), TRAIN.format(micro=4), EVALUATE)
 
 

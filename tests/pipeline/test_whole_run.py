@@ -56,7 +56,7 @@ def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, monke
 
     run, data = here / "checkpoints" / "mine", here / "data" / "d"
     requests = [{json.loads(line)["request"] for line in split_path(data, name).open()} for name in SPLITS]
-    assert not (requests[0] & requests[1] or requests[0] & requests[2] or requests[1] & requests[2])
+    assert len(set.union(*requests)) == sum(map(len, requests)) == 60
     for name in ("config.yaml", "train_log.csv", "worst_cases.csv", "summary.md", "manifest.json"):
         assert (run / name).is_file(), name
     assert read_json(run / "test" / "eval_metrics.json")["json_valid_rate"] == 1.0
@@ -67,7 +67,7 @@ def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, monke
     tokenizer = AutoTokenizer.from_pretrained(run / "merged")
     model = AutoModelForCausalLM.from_pretrained(run / "merged")
     messages = TASK.messages("tiny one, huge other", "en")
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = model.generate(**prompt, max_new_tokens=40, do_sample=False)
     text = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
     assert TASK.parse(text).values[0] < 50 < TASK.parse(text).values[1]

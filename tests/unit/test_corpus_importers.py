@@ -54,7 +54,7 @@ def source(folder: Path, **changes: Any) -> ImportSource:
 
 
 def test_files_are_joined_by_id_and_rescaled(folder: Path) -> None:
-    """(3.3 - 1) * 25 = 57.5 is 58 and 4.5 is 87.5, so 88 (halves to even); a join by position would swap all of them."""
+    """(3.3 - 1) * 25 = 57.5 is 58 and 4.5 is 87.5, so 88 (halves to even). A join by position would swap them."""
     imported = read_import(source(folder), TASK)
     assert [(r.request, dict(r.target)) for r in imported.rows] == [
         ('Well, "hello" there', {"joy": 0, "calm": 88}),

@@ -1,0 +1,69 @@
+"""The layout against its meaning: a token sees its ancestors and its own run up to itself."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppe_lora.student.layout import IGNORED, Run, lay_out, rows_as_runs
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> list[Run]:
+    runs: list[Run] = []
+    for index in range(draw(st.integers(1, 7))):
+        ids = draw(st.lists(st.integers(0, 99), min_size=1, max_size=4))
+        parent = draw(st.one_of(st.none(), st.integers(0, index - 1))) if index else None
+        runs.append(Run(ids, parent, draw(st.integers(0, len(ids) - 1))))
+    return runs
+
+
+@given(forests())
+def test_each_run_is_laid_out_as_if_it_stood_alone_behind_its_ancestors(runs):
+    """Checked token by token against the chain of runs from the root."""
+    layout = lay_out(runs)
+    place = {}
+    for index, run in enumerate(runs):
+        for offset in range(len(run.ids)):
+            place[index, offset] = len(place)
+    for index, run in enumerate(runs):
+        line, ancestor = [], run.parent
+        while ancestor is not None:
+            line = [*((ancestor, offset) for offset in range(len(runs[ancestor].ids))), *line]
+            ancestor = runs[ancestor].parent
+        line += [(index, offset) for offset in range(len(run.ids))]
+        for offset, token in enumerate(run.ids):
+            here = place[index, offset]
+            depth = len(line) - len(run.ids) + offset
+            assert layout.ids[here] == token
+            assert layout.positions[here] == depth
+            seen = {place[step] for step in line[: depth + 1]}
+            assert set(layout.mask[here].nonzero().flatten().tolist()) == seen
+            predicts = len(run.ids) - run.supervised <= offset + 1 < len(run.ids)
+            assert layout.labels[here] == (run.ids[offset + 1] if predicts else IGNORED)
+
+
+def test_by_hand():
+    """Two rows behind one instruction, and a row of another."""
+    rows = [([7, 8, 1], [2, 3], 2), ([7, 8, 4], [5], 2), ([9, 6], [2], 1)]
+    layout = lay_out(rows_as_runs(rows))
+    assert layout.ids.tolist() == [7, 8, 1, 2, 3, 4, 5, 9, 6, 2]
+    assert layout.positions.tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 1, 2]
+    assert layout.labels.tolist() == [-100, -100, 2, 3, -100, 5, -100, -100, 2, -100]
+    assert layout.mask.int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 1, 1, 1],
+    ]
+
+
+def test_nothing_shared_is_a_forest_of_roots():
+    layout = lay_out(rows_as_runs([([1, 2], [3], 0), ([4], [5, 6], 0)]))
+    assert layout.positions.tolist() == [0, 1, 2, 0, 1, 2]
+    assert torch.equal(layout.mask, torch.block_diag(*[torch.ones(3, 3).tril()] * 2).bool())

@@ -81,7 +81,7 @@ def describe_machine() -> list[Fact]:
 
 
 def fits(recipe: Recipe) -> Fit:
-    """Whether training fits this machine's memory, roughly (within a fifth for the models in the table).
+    """Whether training fits this machine's memory, as an estimate from counts, not a measurement.
 
     The need in bytes, for rows of 200 tokens:
 

@@ -17,6 +17,7 @@ from ppe_lora.errors import DataError, RunError, SelectionError
 from ppe_lora.evaluation.metrics import as_matrix
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Evaluate
+from ppe_lora.student.callbacks import _divergence, is_exhausted
 from ppe_lora.student.collate import PackedCollator, PaddedCollator, choose_collator, completion_nll
 from ppe_lora.student.decode import answer_token_limit, greedy_decode
 from ppe_lora.student.encode import encode_rows
@@ -230,3 +231,22 @@ def test_steps_that_cannot_be_divided_are_refused():
     recipe = load_recipe(REPOSITORY / "recipes" / "demo.yaml")
     with pytest.raises(RunError, match=r"expected a multiple of rows_per_micro_step x processes \(8 x 3\); got 8"):
         sft_config(recipe, Path("checkpoints/demo"), 3)
+
+
+def test_a_token_loss_that_misleads_is_pointed_out():
+    """valid/loss can fall while the decoded answers get worse; whoever watches only the loss must be told."""
+    before, after = {"valid_loss": 0.5, "mse_norm": 0.02}, {"valid_loss": 0.4, "mse_norm": 0.03}
+    assert _divergence({1: before, 2: after}, 2) == [
+        "valid/loss fell (0.500 to 0.400) while mse_norm rose (0.0200 to 0.0300): token loss is not the goal"
+    ]
+    assert _divergence({1: after, 2: before}, 2) == []
+    assert _divergence({1: before}, 1) == []
+
+
+def test_patience_counts_epochs_since_the_best():
+    recipe = load_recipe(REPOSITORY / "recipes" / "demo.yaml", ["train.patience=2"])
+    rates = {"json_valid_rate": 1.0, "schema_valid_rate": 1.0}
+    history = {epoch: {"mse_norm": error, **rates} for epoch, error in ((1, 0.03), (2, 0.02), (3, 0.025))}
+    assert not is_exhausted(history, recipe)
+    assert is_exhausted(history | {4: {"mse_norm": 0.021, **rates}}, recipe)
+    assert not is_exhausted({1: {"json_valid_rate": 0.0, "schema_valid_rate": 0.0}}, recipe)

@@ -3,25 +3,27 @@
 from collections.abc import Mapping
 
 from ppe_lora.errors import SelectionError
+from ppe_lora.recipe.schema import ReadOut
 
 
-def select_epoch(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: float) -> int:
-    """The epoch to serve: among those whose format rates pass the gate, the one with the smallest mse_norm.
+def select_epoch(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: float, read_out: ReadOut = "greedy") -> int:
+    """The epoch to serve: among those whose format rates pass the gate, the one with the smallest
+    mse_norm of the read-out.
 
     Ties go to the earlier epoch.
 
     Args:
         metrics_by_epoch: Epoch number to its decoded metrics.
         gate: Lowest json_valid_rate and schema_valid_rate that pass.
+        read_out: The read-out that will be served.
 
     Raises:
         SelectionError: No epoch passes; the message names the nearest.
     """
-    passing = [
-        epoch for epoch, metrics in metrics_by_epoch.items() if format_rate(metrics) >= gate and "mse_norm" in metrics
-    ]
+    name = metric_of(read_out)
+    passing = [epoch for epoch, metrics in metrics_by_epoch.items() if format_rate(metrics) >= gate and name in metrics]
     if passing:
-        return min(passing, key=lambda epoch: (metrics_by_epoch[epoch]["mse_norm"], epoch))
+        return min(passing, key=lambda epoch: (metrics_by_epoch[epoch][name], epoch))
     if not metrics_by_epoch:
         raise SelectionError("selection: expected at least one evaluated epoch; got none")
     nearest = max(metrics_by_epoch, key=lambda epoch: format_rate(metrics_by_epoch[epoch]))
@@ -31,6 +33,11 @@ def select_epoch(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: floa
         f"json_valid_rate {found['json_valid_rate']:.3f} and schema_valid_rate {found['schema_valid_rate']:.3f}. "
         "Train longer or raise train.learning_rate; evaluate.gate says what is accepted."
     )
+
+
+def metric_of(read_out: ReadOut) -> str:
+    """The name of a read-out's mse_norm."""
+    return "mse_norm" if read_out == "greedy" else f"mse_norm_{read_out}"
 
 
 def format_rate(metrics: Mapping[str, float]) -> float:

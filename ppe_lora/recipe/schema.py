@@ -9,6 +9,7 @@ from ppe_lora.tasks.scores import Language, ScoresTask
 
 Style = Literal["polite", "casual", "short", "long"]
 SplitName = Literal["train", "valid", "test"]
+ReadOut = Literal["greedy", "posterior_mean"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -183,9 +184,20 @@ class Student(Section):
 # --------------------------------------------------------------------------------------------------------------- train
 
 
+class Objective(Section):
+    """What training minimizes besides the text's cross-entropy: how far off the numbers are. The formulas are in
+    `ppe_lora/student/objective.py`. Both at 0 is plain SFT."""
+
+    raft: Weight = 0.0
+    """Weight of the squared error of each score's mean."""
+    crps: Weight = 0.0
+    """Weight of the ranked probability score, which keeps the spread honest."""
+
+
 class Train(Section):
     """The optimization. Every default suits LoRA on rows of one or two hundred tokens."""
 
+    objective: Objective = Objective()
     epochs: Count = 3
     learning_rate: float = Field(default=2e-4, gt=0)
     rows_per_step: Count = 16
@@ -198,6 +210,9 @@ class Train(Section):
     weight_decay: Weight = 0.0
     max_grad_norm: float = Field(default=1.0, gt=0)
     optimizer: Literal["adamw_torch_fused", "adamw_torch", "paged_adamw_8bit"] = "adamw_torch_fused"
+    matmul: Literal["highest", "high", "medium"] = "highest"
+    """Precision of float32 products while training, as `torch.set_float32_matmul_precision` has it: high is TF32 on
+    GPUs; medium is bfloat16 with float32 sums, a third faster on CPUs with AMX. Evaluation always uses highest."""
     gradient_checkpointing: bool = False
     """Less memory for half as much compute again; useless for short rows unless memory is very tight."""
     patience: Count | None = None
@@ -209,8 +224,9 @@ class Train(Section):
 class Evaluate(Section):
     """Decoding and scoring, after every epoch and at the end."""
 
-    read_out: Literal["greedy"] = "greedy"
-    """The read-out that selects the epoch and is served."""
+    read_out: ReadOut = "greedy"
+    """What selects the epoch and is served: the decoded text, or the mean of each score's exact distribution. Every
+    evaluation reports both."""
     gate: Share = 0.99
     """Lowest json_valid_rate and schema_valid_rate of an epoch that may be selected."""
     batch_rows: Count = 32

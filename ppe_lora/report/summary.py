@@ -5,14 +5,18 @@ from typing import Any
 
 from ppe_lora.artifacts import read_json, write_text
 from ppe_lora.errors import RunError
+from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.recipe import Recipe
+from ppe_lora.recipe.schema import ReadOut
 
 _SHOWN = (
-    "mse_norm",
     "mse_norm_strict",
     "mae_raw",
     "r2",
     "within_tolerance@5",
+    "crps",
+    "nll",
+    "coverage@80",
     "json_valid_rate",
     "schema_valid_rate",
     "latency_ms_p50",
@@ -31,7 +35,7 @@ def write_summary(recipe: Recipe, data_dir: Path, run_dir: Path) -> str:
     """
     data, run, _, merged = (_manifest(folder) for folder in (data_dir, run_dir, run_dir / "test", run_dir / "merged"))
     metrics = read_json(run_dir / "test" / "eval_metrics.json")
-    verdict = _verdict(metrics)
+    verdict = _verdict(metrics, recipe.evaluate.read_out)
     lines = [f"# {recipe.name}", "", verdict, "", *_test_table(recipe, metrics), "", *_epoch_table(run_dir, run), ""]
     lines += [
         f"Data: `{recipe.data.name}` version {data['dataset_version']}, {run['train_rows']} training and "
@@ -46,14 +50,14 @@ def write_summary(recipe: Recipe, data_dir: Path, run_dir: Path) -> str:
     return f"{verdict}\n{run_dir / 'summary.md'}"
 
 
-def _verdict(metrics: dict[str, float]) -> str:
-    trivial = metrics["train_mean_mse_norm"]
-    if "mse_norm" not in metrics:
+def _verdict(metrics: dict[str, float], read_out: ReadOut) -> str:
+    trivial, name = metrics["train_mean_mse_norm"], metric_of(read_out)
+    if name not in metrics:
         return "On the test rows no answer was accepted."
-    ratio = metrics["mse_norm"] / trivial
+    ratio = metrics[name] / trivial
     word = "better" if ratio < 1 else "worse"
     return (
-        f"On {metrics['rows']:.0f} test rows mse_norm is {metrics['mse_norm']:.4f}: {ratio:.2f} times that of always "
+        f"On {metrics['rows']:.0f} test rows mse_norm ({read_out}) is {metrics[name]:.4f}: {ratio:.2f} times that of always "
         f"answering the train mean ({trivial:.4f}), so {word} than not reading the request; "
         f"json_valid_rate {metrics['json_valid_rate']:.3f}."
     )
@@ -64,25 +68,30 @@ def _test_table(recipe: Recipe, metrics: dict[str, float]) -> list[str]:
     lines += [
         f"| middle of the range, always | {metrics['constant_mse_norm']:.4f} |",
         f"| train mean, always | {metrics['train_mean_mse_norm']:.4f} |",
-        f"| **this model, {recipe.evaluate.read_out}** | **{_number(metrics.get('mse_norm'))}** |",
+        f"| this model, greedy text | {_number(metrics.get('mse_norm'))} |",
+        f"| this model, posterior mean | {_number(metrics.get(metric_of('posterior_mean')))} |",
     ]
     lines += ["", "| metric | value |", "| --- | --- |"]
     lines += [f"| {name} | {_number(metrics[name])} |" for name in _SHOWN if name in metrics]
-    lines += ["", "| key | mse_norm | mae_raw | r2 |", "| --- | --- | --- | --- |"]
+    lines += [
+        "",
+        "| key | mse_norm greedy | mse_norm posterior mean | r2 posterior mean |",
+        "| --- | --- | --- | --- |",
+    ]
     for key in recipe.task.keys:
-        values = (_number(metrics.get(f"{name}/{key}")) for name in ("mse_norm", "mae_raw", "r2"))
-        lines.append(f"| {key} | {' | '.join(values)} |")
+        names = ("mse_norm", "mse_norm_posterior_mean", "r2_posterior_mean")
+        lines.append(f"| {key} | {' | '.join(_number(metrics.get(f'{name}/{key}')) for name in names)} |")
     return lines
 
 
 def _epoch_table(run_dir: Path, run: dict[str, Any]) -> list[str]:
     lines = [
-        "| epoch | train/loss | valid/loss | mse_norm | json_valid_rate | |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| epoch | train/loss | valid/loss | mse_norm greedy | posterior mean | json_valid_rate | |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted((run_dir / "epochs").glob("*/eval_metrics.json")):
         metrics = read_json(path)
-        names = ("train_loss", "valid_loss", "mse_norm", "json_valid_rate")
+        names = ("train_loss", "valid_loss", "mse_norm", metric_of("posterior_mean"), "json_valid_rate")
         selected = "selected" if int(metrics["epoch"]) == run["selected_epoch"] else ""
         shown = " | ".join(_number(metrics.get(name)) for name in names)
         lines.append(f"| {int(metrics['epoch'])} | {shown} | {selected} |")

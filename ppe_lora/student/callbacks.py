@@ -16,13 +16,13 @@ from ppe_lora.artifacts import read_json
 from ppe_lora.console import Advance, console
 from ppe_lora.errors import SelectionError
 from ppe_lora.evaluation.metrics import Matrix
-from ppe_lora.evaluation.selection import select_epoch
-from ppe_lora.recipe.schema import Recipe
+from ppe_lora.evaluation.selection import metric_of, select_epoch
+from ppe_lora.recipe.schema import Evaluate, Recipe
 from ppe_lora.student.checkpoints import epoch_folders
-from ppe_lora.student.collate import Collator
 from ppe_lora.student.evaluate import EncodedSplit, Evaluation, evaluate_student, write_evaluation
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer
+from ppe_lora.student.trie import ScoreTrie
 
 LOG_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "seconds")
 
@@ -116,7 +116,8 @@ class EpochEvaluation(TrainerCallback):
         valid: EncodedSplit,
         train_NK: Matrix,
         tokenizer: StudentTokenizer,
-        collate: Collator,
+        trie: ScoreTrie,
+        packs: bool,
         checkpoints: Checkpoints,
     ) -> None:
         self.recipe = recipe
@@ -124,7 +125,8 @@ class EpochEvaluation(TrainerCallback):
         self.valid = valid
         self.train_NK = train_NK
         self.tokenizer = tokenizer
-        self.collate = collate
+        self.trie = trie
+        self.packs = packs
         self.checkpoints = checkpoints
 
     def on_train_begin(
@@ -155,7 +157,9 @@ class EpochEvaluation(TrainerCallback):
             return
         student: PeftModel = getattr(model, "module", model)
         settings, task = self.recipe.evaluate, self.recipe.task
-        result = evaluate_student(student, self.valid, self.train_NK, task, self.tokenizer, settings, self.collate)
+        result = evaluate_student(
+            student, self.valid, self.train_NK, task, self.tokenizer, settings, self.trie, self.packs
+        )
         if state.is_world_process_zero:
             times = {"epoch": float(epoch), "step": float(state.global_step)}
             train_loss = {"train_loss": _mean_train_loss(self.run_dir, epoch)}
@@ -163,21 +167,24 @@ class EpochEvaluation(TrainerCallback):
             student.save_pretrained(str(folder / "adapter"))
             write_evaluation(folder, result)
             history = epoch_metrics(self.run_dir)
-            best = best_epoch(history, settings.gate)
+            best = best_epoch(history, settings)
             keep_best(self.run_dir, best)
             self._report(epoch, result, history, best)
         processes().wait_for_everyone()
 
     def _report(self, epoch: int, result: Evaluation, history: dict[int, dict[str, float]], best: int | None) -> None:
         metrics = result.metrics
-        error = metrics.get("mse_norm")
-        shown = "no accepted answer" if error is None else f"mse_norm {error:.4f}"
         trivial = metrics["train_mean_mse_norm"]
-        ratio = "" if error is None else f" = {error / trivial:.2f} of the train mean's {trivial:.4f}"
+        read_outs = (("greedy", "mse_norm"), ("posterior mean", metric_of("posterior_mean")))
+        shown = ", ".join(
+            f"{words} {metrics[name]:.4f} ({metrics[name] / trivial:.2f}x)"
+            for words, name in read_outs
+            if name in metrics
+        )
         mark = "  <- best so far" if best == epoch else ""
         console.print(
-            f"epoch {epoch}: train/loss {metrics.get('train_loss', float('nan')):.3f}  "
-            f"valid/loss {metrics['valid_loss']:.3f}  {shown}{ratio}  "
+            f"epoch {epoch}: train/loss {metrics['train_loss']:.3f}  valid/loss {metrics['valid_loss']:.3f}  "
+            f"mse_norm {shown or 'of no accepted answer'} against the train mean's {trivial:.4f}  "
             f"json {metrics['json_valid_rate']:.3f}  schema {metrics['schema_valid_rate']:.3f}{mark}"
         )
         for warning in [*result.warnings, *_divergence(history, epoch)]:
@@ -189,17 +196,17 @@ def epoch_metrics(run_dir: Path) -> dict[int, dict[str, float]]:
     return {int(folder.name): read_json(folder / "eval_metrics.json") for folder in epoch_folders(run_dir)}
 
 
-def best_epoch(history: dict[int, dict[str, float]], gate: float) -> int | None:
+def best_epoch(history: dict[int, dict[str, float]], settings: Evaluate) -> int | None:
     """The epoch that would be served now, or None while none passes the format gate."""
     try:
-        return select_epoch(history, gate)
+        return select_epoch(history, settings.gate, settings.read_out)
     except SelectionError:
         return None
 
 
 def is_exhausted(history: dict[int, dict[str, float]], recipe: Recipe) -> bool:
     """Whether the recipe's patience has run out: so many epochs since the best one."""
-    best = best_epoch(history, recipe.evaluate.gate)
+    best = best_epoch(history, recipe.evaluate)
     patience = recipe.train.patience
     return patience is not None and best is not None and max(history) - best >= patience
 

@@ -1,34 +1,102 @@
 """Rows to batches, packed or padded, and the loss on their completions."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from ppe_lora.console import console
 from ppe_lora.student.encode import EncodedRow
-from ppe_lora.student.layout import IGNORED, lay_out, rows_as_runs
+from ppe_lora.student.layout import IGNORED, Run, lay_out, next_labels
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.processes import processes
+from ppe_lora.student.trie import ScoreTrie
 
 Batch = dict[str, torch.Tensor]
 """`input_ids`, `position_ids` and `labels` (B, T); `attention_mask` (B, T), or (B, 1, T, T) boolean in a pack. A label
-is the token that its position has to predict, or -100."""
+is the token that its position has to predict, or -100.
+
+A pack with S slots also has `slot_columns` (S, M), where the logits of a slot's choices are, `slot_key` (S) and
+`slot_target` (S), the index of the target among the trie's values."""
 
 
 class PackedCollator:
-    """Lays the rows of a micro-step out as one pack (B = 1): no padding, the shared instruction once."""
+    """Lays the rows of a micro-step out as one pack (B = 1): no padding, the shared instruction once.
+
+    With a trie, each score's branches are laid out behind its slot:
+
+        [instruction] <- [request 1 {"energy":] <- [42,"warmth":] <- [77}]
+                              ^ ^ ^                    ^ ^ ^
+                              1 2 .. 9  (10 behind 1)  1 2 .. 9
+    """
+
+    def __init__(self, trie: ScoreTrie | None = None) -> None:
+        self.trie = trie
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
-        """Collate rows with the keys `prompt_ids`, `completion_ids` and `shared`."""
-        layout = lay_out(rows_as_runs([(row["prompt_ids"], row["completion_ids"], row["shared"]) for row in rows]))
-        return {
+        """Collate rows with the keys `prompt_ids`, `completion_ids` and `shared`, and `leaves` (K) with a trie."""
+        runs: list[Run] = []
+        slots: list[_Slot] = []
+        root_of: dict[tuple[int, ...], int] = {}
+        for row in rows:
+            beginning = tuple(row["prompt_ids"][: row["shared"]])
+            parent = root_of.get(beginning)
+            if parent is None and beginning:
+                parent = root_of[beginning] = len(runs)
+                runs.append(Run(beginning))
+            rest = row["prompt_ids"][row["shared"] :]
+            if self.trie is None:
+                ids = [*rest, *row["completion_ids"]]
+                runs.append(Run(ids, parent, next_labels(ids, len(row["completion_ids"]))))
+            else:
+                slots += _add_row(runs, rest, parent, row["leaves"], self.trie)
+        layout = lay_out(runs)
+        batch = {
             "input_ids": layout.ids[None],
             "position_ids": layout.positions[None],
             "attention_mask": layout.mask[None, None],
             "labels": layout.labels[None],
         }
+        if self.trie is not None:
+            last = torch.tensor([len(run.ids) for run in runs]).cumsum(0) - 1
+            batch["slot_columns"] = last[torch.tensor([slot.runs for slot in slots])]
+            batch["slot_key"] = torch.tensor([slot.key for slot in slots])
+            batch["slot_target"] = torch.tensor([slot.leaf for slot in slots])
+        return batch
+
+
+class _Slot(NamedTuple):
+    runs: list[int]
+    """Per choice, the run at whose last token it is read."""
+    key: int
+    leaf: int
+
+
+def _add_row(
+    runs: list[Run], rest: Sequence[int], parent: int | None, leaves: Sequence[int], trie: ScoreTrie
+) -> list[_Slot]:
+    """Append the runs of one row, cut at its slots, each with its branches; return its slots."""
+    slots = []
+    before: list[int] = [*rest]
+    supervised = 0
+    for key, leaf in enumerate(leaves):
+        ids = [*before, *trie.leads[key]]
+        supervised += len(trie.leads[key])
+        slot = len(runs)
+        runs.append(Run(ids, parent, next_labels(ids, supervised, trie.paths[leaf][0])))
+        first_branch = len(runs)
+        where = {0: slot}
+        for branch in trie.branches:
+            if branch.choice is not None:
+                where[branch.choice] = len(runs)
+            runs.append(Run([branch.token], slot if branch.parent is None else first_branch + branch.parent))
+        slots.append(_Slot([where[choice] for choice in range(len(where))], key, leaf))
+        parent, before = slot, [*trie.paths[leaf]]
+        supervised = len(before)
+    ids = [*before, *trie.tail]
+    runs.append(Run(ids, parent, next_labels(ids, len(ids))))
+    return slots
 
 
 class PaddedCollator:
@@ -61,17 +129,12 @@ Collator = PackedCollator | PaddedCollator
 _TRIED_ROWS = 6
 
 
-def completion_nll(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed negative log-likelihood (nats) of the completions of a batch, and how many tokens that is.
-
-    Logits are computed only for columns that predict a completion token, and softmaxes are taken in float32.
-
-    Args:
-        model: A causal language model that knows `logits_to_keep`.
-        batch: From a collator, on the model's device.
-    """
-    labels = batch["labels"]
-    columns = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
+def forward_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, columns, vocabulary) of the columns that predict a completion token or hold a choice, and which those
+    are, ascending. The others' logits, most of a row, are never computed."""
+    columns = (batch["labels"] != IGNORED).any(dim=0).nonzero().squeeze(1)
+    if "slot_columns" in batch:
+        columns = torch.cat([columns, batch["slot_columns"].flatten()]).unique()
     logits = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -79,45 +142,51 @@ def completion_nll(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, 
         logits_to_keep=columns,
         use_cache=False,
     ).logits
-    wanted = labels[:, columns]
+    return logits, columns
+
+
+def completion_nll(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed negative log-likelihood (nats) of the completions of a batch, and how many tokens that is.
+
+    Softmaxes are taken in float32.
+
+    Args:
+        model: A causal language model that knows `logits_to_keep`.
+        batch: From a collator, on the model's device.
+    """
+    logits, columns = forward_logits(model, batch)
+    wanted = batch["labels"][:, columns]
     nll = functional.cross_entropy(
         logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     return nll, (wanted != IGNORED).sum()
 
 
-def choose_collator(model: StudentModel, rows: Sequence[EncodedRow], pad_id: int) -> Collator:
-    """The collator for a model: packed, or padded with one warning where a pack would not be exact.
-
-    That is so where the architecture ignores a 4-D mask, or where a sliding window is shorter than a pack. It is found
-    by trying, on the longest rows, not from a list of names.
-    """
-    longest = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.completion_ids))[-_TRIED_ROWS:]
-    if packs_exactly(model, longest, pad_id):
-        return PackedCollator()
-    if processes().is_main_process:
-        console.print(
-            "[yellow]warning:[/yellow] this model does not compute a pack of rows as it does the rows alone; "
-            "training on padded batches instead, which is slower"
-        )
-    return PaddedCollator(pad_id)
-
-
 @torch.no_grad()
 def packs_exactly(model: StudentModel, rows: Sequence[EncodedRow], pad_id: int) -> bool:
-    """Whether the model gives a pack of rows the loss that it gives the same rows padded.
+    """Whether the model gives a pack of rows the loss that it gives the same rows padded, tried on the longest rows.
 
-    The tolerance is that of the model's type: 1e-4 of the loss in float32, 2 % in half precision or on quantized
-    weights.
+    It does not where the architecture ignores a 4-D mask, or where a sliding window is shorter than a pack: found by
+    trying, not from a list of names. One warning says so. The tolerance is that of the model's type: 1e-4 of the loss
+    in float32, 2 % in half precision or on quantized weights.
     """
+    longest = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.completion_ids))[-_TRIED_ROWS:]
     was_training = model.training
     model.eval()
     try:
         losses = []
         for collate in (PackedCollator(), PaddedCollator(pad_id)):
-            batch = {name: tensor.to(model.device) for name, tensor in collate([row._asdict() for row in rows]).items()}
+            batch = {
+                name: tensor.to(model.device) for name, tensor in collate([row._asdict() for row in longest]).items()
+            }
             losses.append(float(completion_nll(model, batch)[0]))
     finally:
         model.train(was_training)
     exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    return abs(losses[0] - losses[1]) <= (1e-4 if exact else 2e-2) * abs(losses[1])
+    equal = abs(losses[0] - losses[1]) <= (1e-4 if exact else 2e-2) * abs(losses[1])
+    if not equal and processes().is_main_process:
+        console.print(
+            "[yellow]warning:[/yellow] this model does not compute a pack of rows as it does the rows alone; "
+            "using padded batches instead, which is slower, and only the greedy read-out"
+        )
+    return equal

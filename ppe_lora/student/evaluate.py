@@ -13,18 +13,29 @@ from ppe_lora.artifacts import write_json, write_text
 from ppe_lora.console import progress
 from ppe_lora.corpus.rows import Row
 from ppe_lora.evaluation.baselines import constant_mse_norm, train_mean_mse_norm
-from ppe_lora.evaluation.metrics import Matrix, as_matrix, collapse_warnings, latency_metrics, score
+from ppe_lora.evaluation.metrics import (
+    Matrix,
+    as_matrix,
+    collapse_warnings,
+    error_metrics,
+    latency_metrics,
+    score,
+)
 from ppe_lora.recipe.schema import Evaluate
-from ppe_lora.student.collate import Collator, completion_nll
+from ppe_lora.student.collate import Collator, PackedCollator, PaddedCollator, completion_nll, forward_logits
 from ppe_lora.student.decode import answer_token_limit, greedy_decode, measure_latency_ms
 from ppe_lora.student.encode import EncodedRow, encode_rows
 from ppe_lora.student.load import StudentModel
+from ppe_lora.student.objective import slot_log_probs
+from ppe_lora.student.posterior import crps, deviation, mean, quantile
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer
+from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import Answer, Rejected, ScoresTask
 
 _LOSS_ROWS = 8
-"""Rows in a batch of the token loss: attention in a pack costs the square of its length."""
+_POSTERIOR_ROWS = 4
+"""Rows in a pack of the evaluation: attention in a pack costs the square of its length."""
 
 
 class EncodedSplit(NamedTuple):
@@ -33,6 +44,13 @@ class EncodedSplit(NamedTuple):
     rows: list[Row]
     encoded: list[EncodedRow]
     too_long: int
+
+    def batch_rows(self, trie: ScoreTrie) -> list[dict[str, Any]]:
+        """The rows as collators take them, with their targets as leaves of the trie."""
+        return [
+            {**encoded._asdict(), "leaves": [trie.leaf_of(value) for value in row.target.values()]}
+            for row, encoded in zip(self.rows, self.encoded, strict=True)
+        ]
 
 
 class Evaluation(NamedTuple):
@@ -47,7 +65,9 @@ def encode_split(rows: Sequence[Row], task: ScoresTask, tokenizer: StudentTokeni
     """Encode a split; rows longer than `max_tokens` are left out and counted, never cut."""
     encoded = encode_rows(rows, task, tokenizer, max_tokens)
     by_id = {row.id: row for row in rows}
-    return EncodedSplit([by_id[row.id] for row in encoded.encoded], list(encoded.encoded), len(encoded.too_long))
+    kept = [by_id[row.id] for row in encoded.encoded]
+    in_order = [row.model_copy(update={"target": {key: row.target[key] for key in task.keys}}) for row in kept]
+    return EncodedSplit(in_order, list(encoded.encoded), len(encoded.too_long))
 
 
 def evaluate_student(
@@ -57,7 +77,8 @@ def evaluate_student(
     task: ScoresTask,
     tokenizer: StudentTokenizer,
     settings: Evaluate,
-    collate: Collator,
+    trie: ScoreTrie,
+    packs: bool,
 ) -> Evaluation:
     """Decode every row of a split once, over all processes, and score the answers.
 
@@ -69,7 +90,8 @@ def evaluate_student(
         model: The bare model, without distributed wrappers; its training mode is restored.
         split: The rows to decode.
         train_NK: Training targets in task units, for the trivial predictor.
-        collate: How rows become batches for the token loss.
+        trie: The trie of the task and tokenizer.
+        packs: Whether the model computes packs exactly (`collate.packs_exactly`); the posterior needs it.
     """
     state = processes()
     mine = range(state.process_index, len(split.rows), state.num_processes)
@@ -83,9 +105,9 @@ def evaluate_student(
             batch_rows=settings.batch_rows,
             advance=advance,
         )
-    nll, tokens = _summed_nll(model, [split.encoded[index] for index in mine], collate)
+    collate = PackedCollator() if packs else PaddedCollator(tokenizer.pad_id)
+    sums = gather_object([_summed_nll(model, [split.encoded[index] for index in mine], collate)])
     decoded: dict[int, list[int]] = dict(gather_object(list(zip(mine, ids, strict=True))))
-    sums = gather_object([(nll, tokens)])
     outcomes = [task.parse(tokenizer.decode(decoded[index])) for index in range(len(split.rows))]
     target_NK = as_matrix([row.target for row in split.rows], task)
     timed = split.encoded[: settings.latency_rows] if state.is_main_process else []
@@ -104,6 +126,14 @@ def evaluate_student(
         _prediction(row, tokenizer.decode(decoded[index]), outcomes[index], task)
         for index, row in enumerate(split.rows)
     ]
+    if packs:
+        own = posterior_of(model, [split.encoded[index] for index in mine], [outcomes[index] for index in mine], trie)
+        posteriors = dict(gather_object(list(zip(mine, own, strict=True))))
+        metrics |= posterior_metrics([posteriors[index] for index in range(len(split.rows))], target_NK, task, trie)
+        for index, shown in enumerate(predictions):
+            means, deviations = mean(posteriors[index], trie.values), deviation(posteriors[index], trie.values)
+            shown["posterior_mean"] = _by_key([task.round(float(value)) for value in means], task)
+            shown["posterior_sd"] = _by_key([round(float(value), 2) for value in deviations], task)
     return Evaluation(metrics, predictions, collapse_warnings(predicted_NK, target_NK[accepted], task))
 
 
@@ -129,6 +159,67 @@ def _summed_nll(model: StudentModel, rows: Sequence[EncodedRow], collate: Collat
     finally:
         model.train(was_training)
     return nll, tokens
+
+
+@torch.no_grad()
+def posterior_of(
+    model: StudentModel, rows: Sequence[EncodedRow], outcomes: Sequence[Answer | Rejected], trie: ScoreTrie
+) -> list[torch.Tensor]:
+    """The exact distributions of all scores of each row: log-probabilities (K, V), float32, on the CPU.
+
+    A score is conditioned on the row's own greedy answers to the keys before it; where the text was rejected, on the
+    middle of the range.
+    """
+    collate = PackedCollator(trie)
+    middle = len(trie.values) // 2
+    asked = []
+    for row, outcome in zip(rows, outcomes, strict=True):
+        leaves = [middle] * len(trie.leads)
+        if isinstance(outcome, Answer):
+            leaves = [trie.leaf_of(value) for value in outcome.values]
+        asked.append({**row._asdict(), "leaves": leaves})
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt_ids))
+    found: dict[int, torch.Tensor] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), _POSTERIOR_ROWS):
+            chunk = order[start : start + _POSTERIOR_ROWS]
+            batch = {name: x.to(model.device) for name, x in collate([asked[index] for index in chunk]).items()}
+            logits, columns = forward_logits(model, batch)
+            log_p_SV = slot_log_probs(logits, columns, batch, trie).cpu()
+            found.update(zip(chunk, log_p_SV.split(len(trie.leads)), strict=True))
+    finally:
+        model.train(was_training)
+    return [found[index] for index in range(len(rows))]
+
+
+def posterior_metrics(
+    posteriors: Sequence[torch.Tensor], target_NK: Matrix, task: ScoresTask, trie: ScoreTrie
+) -> dict[str, float]:
+    """Metrics of the posterior: the error metrics of its rounded mean (`..._posterior_mean`), `crps` (task units),
+    `nll` (nats per score) and `coverage@80` (share of targets inside the central 80 % interval)."""
+    log_p_SV = torch.cat(list(posteriors))
+    values_V = trie.values
+    target_S = torch.tensor(target_NK, dtype=torch.float32).flatten()
+    leaf_S = torch.argmin((values_V[None] - target_S[:, None]).abs(), dim=1)
+    rounded = [task.round(float(value)) for value in mean(log_p_SV, values_V)]
+    errors = error_metrics(np.array(rounded, dtype=np.float64).reshape(target_NK.shape), target_NK, task)
+    named = {}
+    for name, value in errors.items():
+        metric, slash, key = name.partition("/")
+        named[f"{metric}_posterior_mean{slash}{key}"] = value
+    low_S, high_S = (quantile(log_p_SV, values_V, share) for share in (0.1, 0.9))
+    return {
+        **named,
+        "crps": float(crps(log_p_SV, values_V, target_S).mean()),
+        "nll": float(-log_p_SV.gather(1, leaf_S[:, None]).mean()),
+        "coverage@80": float(((low_S <= target_S) & (target_S <= high_S)).float().mean()),
+    }
+
+
+def _by_key(values: Sequence[float], task: ScoresTask) -> dict[str, float]:
+    return dict(zip(task.keys, values, strict=True))
 
 
 def _prediction(row: Row, text: str, outcome: Answer | Rejected, task: ScoresTask) -> dict[str, Any]:

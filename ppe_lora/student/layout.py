@@ -28,8 +28,8 @@ class Run(NamedTuple):
     ids: Sequence[int]
     parent: int | None = None
     """Index of the parent among the runs; it comes before its children."""
-    supervised: int = 0
-    """How many of the last tokens the loss counts; the token before the first of them must be in the same run."""
+    labels: Sequence[int] = ()
+    """What each token has to predict, or -100; nothing at all if empty."""
 
 
 class Layout(NamedTuple):
@@ -49,7 +49,7 @@ def lay_out(runs: Sequence[Run]) -> Layout:
     """Lay a forest of runs out as one sequence.
 
     Raises:
-        ValueError: A parent does not come before its child, or a supervised token has nothing in its run to predict it.
+        ValueError: A parent does not come before its child, or labels and tokens differ in number.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -64,13 +64,11 @@ def lay_out(runs: Sequence[Run]) -> Layout:
                 raise ValueError(f"run {index}: expected a parent before it; got {run.parent}")
             start = ends[run.parent]
             ancestor_RR[index] |= ancestor_RR[run.parent]
-        if run.supervised and run.supervised >= len(run.ids):
-            raise ValueError(f"run {index}: expected a token before its {run.supervised} supervised ones; got none")
-        first = len(run.ids) - run.supervised
+        if run.labels and len(run.labels) != len(run.ids):
+            raise ValueError(f"run {index}: expected {len(run.ids)} labels; got {len(run.labels)}")
         ids += run.ids
         positions += range(start, start + len(run.ids))
-        following = [*run.ids[1:], IGNORED]
-        labels += [token if place + 1 >= first else IGNORED for place, token in enumerate(following)]
+        labels += run.labels or [IGNORED] * len(run.ids)
         run_of += [index] * len(run.ids)
         ends.append(start + len(run.ids))
     run_T = torch.tensor(run_of)
@@ -80,20 +78,8 @@ def lay_out(runs: Sequence[Run]) -> Layout:
     return Layout(torch.tensor(ids), torch.tensor(positions), torch.tensor(labels), mask_TT)
 
 
-def rows_as_runs(rows: Sequence[tuple[Sequence[int], Sequence[int], int]]) -> list[Run]:
-    """Rows as a forest: each distinct shared beginning once, as a root, and the rest of each row below it.
-
-    Args:
-        rows: Prompt ids, completion ids, and how many of the first prompt ids are shared with other rows; fewer than
-            the prompt has.
-    """
-    runs: list[Run] = []
-    root_of: dict[tuple[int, ...], int] = {}
-    for prompt, completion, shared in rows:
-        beginning = tuple(prompt[:shared])
-        parent = root_of.get(beginning)
-        if parent is None and beginning:
-            parent = root_of[beginning] = len(runs)
-            runs.append(Run(beginning))
-        runs.append(Run([*prompt[shared:], *completion], parent, len(completion)))
-    return runs
+def next_labels(ids: Sequence[int], supervised: int, following: int | None = None) -> list[int]:
+    """Labels of a run whose last `supervised` tokens the loss counts; `following` is what its last token predicts."""
+    first = len(ids) - supervised
+    inside = [token if place >= first else IGNORED for place, token in enumerate(ids)]
+    return [*inside[1:], IGNORED if following is None else following]

@@ -10,13 +10,15 @@ from ppe_lora.console import console
 from ppe_lora.corpus.rows import read_rows, split_path
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import METRIC_VERSION, as_matrix
+from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.base import resolve_base
-from ppe_lora.student.collate import choose_collator
+from ppe_lora.student.collate import packs_exactly
 from ppe_lora.student.evaluate import Evaluation, encode_split, evaluate_student, write_evaluation
 from ppe_lora.student.load import load_adapter, load_base
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import load_tokenizer
+from ppe_lora.student.trie import build_trie
 
 WORST_CASES = 50
 
@@ -50,14 +52,16 @@ def test_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     split = encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens)
     train_rows = read_rows(split_path(data_dir, "train"), recipe.task)
     train_NK = as_matrix([row.target for row in train_rows], recipe.task)
-    collate = choose_collator(model, split.encoded, tokenizer.pad_id)
-    result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, collate)
+    trie = build_trie(recipe.task, tokenizer)
+    packs = packs_exactly(model, split.encoded, tokenizer.pad_id)
+    result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie, packs)
     if state.is_main_process:
         write_evaluation(folder, result)
         write_text(run_dir / "worst_cases.csv", _worst_cases(result, recipe))
         write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device))
         console.print(
-            f"test: {len(split.rows)} rows, mse_norm {result.metrics.get('mse_norm', float('nan')):.4f}, "
+            f"test: {len(split.rows)} rows, {recipe.evaluate.read_out} mse_norm "
+            f"{result.metrics.get(metric_of(recipe.evaluate.read_out), float('nan')):.4f}, "
             f"train mean {result.metrics['train_mean_mse_norm']:.4f}"
         )
     state.wait_for_everyone()

@@ -5,28 +5,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 from ppe_lora.errors import RunError
-from ppe_lora.recipe.schema import Recipe
+from ppe_lora.recipe.schema import Recipe, Train
 from ppe_lora.student.checkpoints import STAGING, commit_checkpoint
-from ppe_lora.student.collate import completion_nll
+from ppe_lora.student.objective import training_loss
+from ppe_lora.student.trie import ScoreTrie
 
 
 class PpeTrainer(SFTTrainer):
     """TRL's trainer on rows that are tokens already.
 
-    `compute_loss` is the mean negative log-likelihood over the completion tokens of the whole optimizer step, all
-    micro-steps and processes together, so that the batching does not change the result. TRL's entropy and accuracy,
+    `compute_loss` is the objective divided by the completion tokens of the whole optimizer step, all micro-steps and
+    processes together, so that the batching does not change the result. TRL's entropy and accuracy,
     each a host synchronization per micro-step, are not computed.
     """
 
     state_dir: Path
-    keep_checkpoints: int
+    settings: Train
+    trie: ScoreTrie | None = None
 
     def compute_loss(
         self,
@@ -35,12 +36,20 @@ class PpeTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Summed completion NLL of the micro-batch over the completion tokens of the step (a scalar, nats)."""
+        """Summed objective of the micro-batch over the completion tokens of the step (a scalar, in nats)."""
         if return_outputs:
             raise NotImplementedError("this trainer has no evaluation loop; epochs are evaluated by EpochEvaluation")
-        nll, tokens = completion_nll(model, inputs)
+        loss, tokens = training_loss(model, inputs, self.settings.objective, self.trie)
         # DDP averages gradients over processes, while num_items_in_batch counts the tokens of all of them.
-        return nll / (tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes)
+        return loss / (tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-step, with products as precise as the recipe asks."""
+        torch.set_float32_matmul_precision(self.settings.matmul)
+        try:
+            return super().training_step(*args, **kwargs)
+        finally:
+            torch.set_float32_matmul_precision("highest")
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.state_dir / STAGING)
@@ -54,7 +63,7 @@ class PpeTrainer(SFTTrainer):
             Trainer._save_checkpoint(self, model, trial)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                commit_checkpoint(self.state_dir, self.state.global_step, self.keep_checkpoints)
+                commit_checkpoint(self.state_dir, self.state.global_step, self.settings.keep_checkpoints)
             self.accelerator.wait_for_everyone()
         except (OSError, RuntimeError, SafetensorError) as error:
             raise RunError(
@@ -104,8 +113,3 @@ def sft_config(recipe: Recipe, run_dir: Path, processes: int) -> SFTConfig:
         ddp_find_unused_parameters=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-
-
-def as_dataset(rows: list[dict[str, Any]]) -> Dataset:
-    """Encoded rows as the dataset the trainer samples from, in their order."""
-    return Dataset.from_list(rows)

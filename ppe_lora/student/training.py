@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from peft import PeftModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
 from ppe_lora.artifacts import is_current, read_json, write_json, write_manifest, write_text
 from ppe_lora.console import console, progress
 from ppe_lora.corpus.rows import read_rows, split_path
-from ppe_lora.errors import DataError, Interrupted, RunError
+from ppe_lora.errors import DataError, Interrupted, ModelError, RunError
 from ppe_lora.evaluation.metrics import METRIC_VERSION, as_matrix
 from ppe_lora.evaluation.selection import select_epoch
 from ppe_lora.recipe import Recipe, load_recipe
@@ -21,12 +22,13 @@ from ppe_lora.recipe.load import differing_keys, dump_recipe
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.callbacks import Checkpoints, EpochEvaluation, TrainLog, epoch_metrics, is_exhausted, keep_best
 from ppe_lora.student.checkpoints import cut_history, newest_checkpoint, step_of
-from ppe_lora.student.collate import Collator, choose_collator
+from ppe_lora.student.collate import Collator, PackedCollator, PaddedCollator, packs_exactly
 from ppe_lora.student.evaluate import EncodedSplit, encode_split
 from ppe_lora.student.load import attach_lora, load_base, trainable_parameters
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
-from ppe_lora.student.trainer import PpeTrainer, as_dataset, sft_config
+from ppe_lora.student.trainer import PpeTrainer, sft_config
+from ppe_lora.student.trie import ScoreTrie, build_trie
 
 _HARMLESS_ON_RESUME = ("export.", "train.checkpoint_minutes", "train.keep_checkpoints")
 
@@ -73,7 +75,7 @@ def train(recipe: Recipe, data_dir: Path, run_dir: Path, *, resume: bool = False
     state.wait_for_everyone()
     started = time.monotonic()
     trained = _run(recipe, data_dir, run_dir)
-    best = select_epoch(epoch_metrics(run_dir), recipe.evaluate.gate)
+    best = select_epoch(epoch_metrics(run_dir), recipe.evaluate.gate, recipe.evaluate.read_out)
     if state.is_main_process:
         keep_best(run_dir, best)
         write_manifest(
@@ -132,11 +134,14 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
     if state.is_main_process:
         _announce(recipe, model, train_split, valid_split)
     train_NK = as_matrix([row.target for row in train_rows], recipe.task)
-    collate = choose_collator(model, train_split.encoded, tokenizer.pad_id)
+    trie = build_trie(recipe.task, tokenizer)
+    packs = packs_exactly(model, train_split.encoded, tokenizer.pad_id)
+    collate = _collator(recipe, trie, packs, tokenizer.pad_id)
     if not is_exhausted(epoch_metrics(run_dir), recipe):
         with Checkpoints(recipe.train.checkpoint_minutes) as checkpoints:
-            evaluation = EpochEvaluation(recipe, run_dir, valid_split, train_NK, tokenizer, collate, checkpoints)
-            trainer = _trainer(model, config, train_split, collate, [evaluation, checkpoints], recipe, run_dir)
+            evaluation = EpochEvaluation(recipe, run_dir, valid_split, train_NK, tokenizer, trie, packs, checkpoints)
+            rows = train_split.batch_rows(trie)
+            trainer = _trainer(model, config, rows, collate, [evaluation, checkpoints], recipe, run_dir)
             steps = _total_steps(recipe, len(train_split.rows))
             done = step_of(checkpoint) if checkpoint else 0
             with progress("training", steps, done=done, visible=state.is_main_process) as advance:
@@ -174,7 +179,7 @@ def _checkpoint(run_dir: Path) -> Path | None:
 def _trainer(
     model: PeftModel,
     config: Any,
-    split: EncodedSplit,
+    rows: list[dict[str, Any]],
     collate: Collator,
     callbacks: list[Any],
     recipe: Recipe,
@@ -185,7 +190,7 @@ def _trainer(
         model=model,
         args=config,
         data_collator=collate,
-        train_dataset=as_dataset([row._asdict() for row in split.encoded]),
+        train_dataset=Dataset.from_list(rows),
         processing_class=_unused_tokenizer(),
         callbacks=callbacks,
     )
@@ -196,8 +201,21 @@ def _trainer(
     trainer.processing_class = None
     trainer.remove_callback(PrinterCallback)
     trainer.state_dir = run_dir / "state"
-    trainer.keep_checkpoints = recipe.train.keep_checkpoints
+    trainer.settings = recipe.train
+    trainer.trie = collate.trie if isinstance(collate, PackedCollator) else None
     return trainer
+
+
+def _collator(recipe: Recipe, trie: ScoreTrie, packs: bool, pad_id: int) -> Collator:
+    numbers = recipe.train.objective.raft > 0 or recipe.train.objective.crps > 0
+    if not packs:
+        if numbers or recipe.evaluate.read_out != "greedy":
+            raise ModelError(
+                f"{recipe.student.model}: expected a model that computes packs of rows exactly, as train.objective and "
+                "evaluate.read_out need; got one that does not. Set raft and crps to 0 and read_out to greedy"
+            )
+        return PaddedCollator(pad_id)
+    return PackedCollator(trie if numbers else None)
 
 
 def _unused_tokenizer() -> PreTrainedTokenizerFast:

@@ -18,7 +18,7 @@ from ppe_lora.evaluation.metrics import as_matrix
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Evaluate
 from ppe_lora.student.callbacks import _divergence, is_exhausted
-from ppe_lora.student.collate import PackedCollator, PaddedCollator, choose_collator, completion_nll
+from ppe_lora.student.collate import PackedCollator, PaddedCollator, completion_nll, packs_exactly
 from ppe_lora.student.decode import answer_token_limit, greedy_decode
 from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.evaluate import encode_split, evaluate_student
@@ -26,6 +26,7 @@ from ppe_lora.student.layout import IGNORED
 from ppe_lora.student.testing import test_run as decode_test_rows
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.training import train
+from ppe_lora.student.trie import build_trie
 from tests.runs import TASK, make_data, make_recipe, make_rows
 
 REPOSITORY = Path(__file__).parents[2]
@@ -87,15 +88,15 @@ def test_a_model_that_ignores_the_mask_is_found_out(student, monkeypatch, capsys
     """A pack whose rows see each other trains on leaked answers: the check must notice, and padding must take over."""
     model, tokenizer = student
     rows = encoded(student, 6, seed=8)
-    assert isinstance(choose_collator(model, rows, tokenizer.pad_id), PackedCollator)
+    assert packs_exactly(model, rows, tokenizer.pad_id)
     forward = model.forward
 
     def careless(*args, attention_mask=None, **kwargs):
         return forward(*args, attention_mask=None if attention_mask.dim() == 4 else attention_mask, **kwargs)
 
     monkeypatch.setattr(model, "forward", careless)
-    assert isinstance(choose_collator(model, rows, tokenizer.pad_id), PaddedCollator)
-    assert "training on padded batches instead" in capsys.readouterr().out
+    assert not packs_exactly(model, rows, tokenizer.pad_id)
+    assert "using padded batches instead" in capsys.readouterr().out
 
 
 def test_micro_steps_do_not_change_the_result(speaker, one_process, tmp_path):
@@ -135,6 +136,7 @@ def test_an_epoch_is_fully_described(one_process):
         "epoch", "step", "train_loss", "valid_loss", "rows", "mse_raw", "mse_norm", "mae_raw", "r2", "mse_norm_strict",
         "json_valid_rate", "schema_valid_rate", "within_tolerance@5", "latency_ms_p50", "latency_ms_p95",
         "train_mean_mse_norm", "constant_mse_norm", "mse_norm/a", "mse_norm/b", "r2/a", "rows_too_long",
+        "mse_norm_posterior_mean", "mse_norm_posterior_mean/b", "crps", "nll", "coverage@80",
     }  # fmt: skip
     assert names <= metrics.keys()
     assert metrics["rows"] == 8
@@ -152,9 +154,12 @@ def test_valid_loss_does_not_depend_on_the_batching(student):
     model, tokenizer = student
     split = encode_split(make_rows(9, seed=4), TASK, tokenizer, 512)
     train_NK = as_matrix([row.target for row in split.rows], TASK)
+    trie = build_trie(TASK, tokenizer)
     one, other = (
-        evaluate_student(model, split, train_NK, TASK, tokenizer, Evaluate(batch_rows=size, latency_rows=0), collate)
-        for size, collate in ((1, PackedCollator()), (4, PaddedCollator(tokenizer.pad_id)))
+        evaluate_student(
+            model, split, train_NK, TASK, tokenizer, Evaluate(batch_rows=size, latency_rows=0), trie, packs
+        )
+        for size, packs in ((1, True), (4, False))
     )
     assert one.metrics["valid_loss"] == pytest.approx(other.metrics["valid_loss"], rel=1e-5)
     assert [row["text"] for row in one.predictions] == [row["text"] for row in other.predictions]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppe_lora.student.layout import IGNORED, Run, lay_out, rows_as_runs
+from ppe_lora.student.layout import IGNORED, Run, lay_out, next_labels
 
 
 @st.composite
@@ -13,7 +13,7 @@ def forests(draw: st.DrawFn) -> list[Run]:
     for index in range(draw(st.integers(1, 7))):
         ids = draw(st.lists(st.integers(0, 99), min_size=1, max_size=4))
         parent = draw(st.one_of(st.none(), st.integers(0, index - 1))) if index else None
-        runs.append(Run(ids, parent, draw(st.integers(0, len(ids) - 1))))
+        runs.append(Run(ids, parent, next_labels(ids, draw(st.integers(0, len(ids))))))
     return runs
 
 
@@ -38,14 +38,19 @@ def test_each_run_is_laid_out_as_if_it_stood_alone_behind_its_ancestors(runs):
             assert layout.positions[here] == depth
             seen = {place[step] for step in line[: depth + 1]}
             assert set(layout.mask[here].nonzero().flatten().tolist()) == seen
-            predicts = len(run.ids) - run.supervised <= offset + 1 < len(run.ids)
-            assert layout.labels[here] == (run.ids[offset + 1] if predicts else IGNORED)
+            assert layout.labels[here] == run.labels[offset]
 
 
 def test_by_hand():
     """Two rows behind one instruction, and a row of another."""
-    rows = [([7, 8, 1], [2, 3], 2), ([7, 8, 4], [5], 2), ([9, 6], [2], 1)]
-    layout = lay_out(rows_as_runs(rows))
+    runs = [
+        Run([7, 8]),
+        Run([1, 2, 3], 0, next_labels([1, 2, 3], 2)),
+        Run([4, 5], 0, next_labels([4, 5], 1)),
+        Run([9]),
+        Run([6, 2], 3, next_labels([6, 2], 1)),
+    ]
+    layout = lay_out(runs)
     assert layout.ids.tolist() == [7, 8, 1, 2, 3, 4, 5, 9, 6, 2]
     assert layout.positions.tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 1, 2]
     assert layout.labels.tolist() == [-100, -100, 2, 3, -100, 5, -100, -100, 2, -100]
@@ -63,7 +68,14 @@ def test_by_hand():
     ]
 
 
-def test_nothing_shared_is_a_forest_of_roots():
-    layout = lay_out(rows_as_runs([([1, 2], [3], 0), ([4], [5, 6], 0)]))
+def test_labels_are_the_next_tokens_and_may_reach_into_the_child():
+    """A row is cut at its scores; the token after the cut is predicted by the last one before it."""
+    assert next_labels([1, 2, 3], 1) == [IGNORED, 3, IGNORED]
+    assert next_labels([1, 2, 3], 3, following=9) == [2, 3, 9]
+    assert next_labels([1], 0, following=9) == [9]
+
+
+def test_roots_see_only_themselves():
+    layout = lay_out([Run([1, 2, 3]), Run([4, 5, 6])])
     assert layout.positions.tolist() == [0, 1, 2, 0, 1, 2]
     assert torch.equal(layout.mask, torch.block_diag(*[torch.ones(3, 3).tril()] * 2).bool())

@@ -1,0 +1,171 @@
+"""Every legal rendering of a score as token paths, built from the tokenizer itself and checked.
+
+    {"energy":  ->  4 -> 2 -> ,"     the value 42, ended by the terminator
+                    |    `-> 0..9    41, 43, ...
+                    `-> ,"           the value 4
+
+A node where several tokens are legal is a choice. The probability of a value is the product, over the choices on its
+path, of a softmax restricted to the legal tokens there: these sum to 1 over all values. For whole numbers from 0 to 100
+there are 11 choices: the start, after each of 1 to 9, and after 10.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from ppe_lora.errors import ModelError
+from ppe_lora.student.tokenizer import StudentTokenizer
+from ppe_lora.tasks.scores import ScoresTask
+
+_PROBE = [{"role": "system", "content": "Answer with JSON."}, {"role": "user", "content": "x"}]
+
+
+class Branch(NamedTuple):
+    """A token to lay out behind a slot so that the choices below the first one can be read."""
+
+    token: int
+    parent: int | None
+    """Index of the branch it follows; None behind the slot itself."""
+    choice: int | None
+    """Which choice is read at this token; None where only one token may follow."""
+
+
+class ScoreTrie(NamedTuple):
+    """The trie of a task's scores for one tokenizer. K keys, V values, M choices, C children at most, D choices a path.
+
+    Paths and branches are the same for every key but for the terminator, which is the last key's own.
+    """
+
+    values: torch.Tensor
+    """(V,) the legal values in ascending order, in task units, float32."""
+    leads: tuple[tuple[int, ...], ...]
+    """Per key, the fixed tokens in front of its value, from the end of the value before it."""
+    tail: tuple[int, ...]
+    """The fixed tokens behind the last value, the end token included."""
+    paths: tuple[tuple[int, ...], ...]
+    """Per value its tokens, without the terminator."""
+    branches: tuple[Branch, ...]
+    children: torch.Tensor
+    """(K, M, C) token ids; where fewer than C are legal, any id fills the rest."""
+    legal: torch.Tensor
+    """(M, C) boolean: which children there are."""
+    step_choice: torch.Tensor
+    """(V, D) the choices on a value's path."""
+    step_child: torch.Tensor
+    """(V, D) the child taken at each."""
+    steps: torch.Tensor
+    """(V, D) boolean: which steps there are; shorter paths fill the rest."""
+
+    def leaf_of(self, value: float) -> int:
+        """Index of a legal value among `values`."""
+        return int(torch.argmin((self.values - value).abs()))
+
+    def completion(self, values: Sequence[float]) -> list[int]:
+        """The whole completion of an answer, as the tokenizer writes it."""
+        parts: list[int] = []
+        for lead, value in zip(self.leads, values, strict=True):
+            parts += [*lead, *self.paths[self.leaf_of(value)]]
+        return [*parts, *self.tail]
+
+
+def build_trie(task: ScoresTask, tokenizer: StudentTokenizer) -> ScoreTrie:
+    """Build the trie of a task's scores from a tokenizer.
+
+    Raises:
+        ModelError: The tokenizer's boundaries depend on the value (a token joins part of a value with its neighbours),
+            values have no single terminator, or two values have the same tokens.
+    """
+    factor = 10**task.decimals
+    values = [step / factor for step in range(task.low * factor, task.high * factor + 1)]
+    middle = dict.fromkeys(task.keys, task.round((task.low + task.high) / 2))
+    leads: list[tuple[int, ...]] = []
+    terminators: list[int] = []
+    paths: list[tuple[int, ...]] = []
+    for place, key in enumerate(task.keys):
+        written = [tokenizer.completion_ids(_PROBE, task.render({**middle, key: value})) for value in values]
+        front, back = _common(written, 1), _common(written, -1)
+        own = [tuple(ids[front : len(ids) - back]) for ids in written]
+        if back == 0 or len(set(own)) != len(values) or not all(own) or (paths and own != paths):
+            raise ModelError(
+                f"{tokenizer.folder}: expected the same tokens for a value behind every key; not so behind {key!r}; "
+                "this tokenizer joins digits with what surrounds them"
+            )
+        paths, ids = own, written[0]
+        before = sum(map(len, leads)) + place * len(paths[values.index(middle[key])])
+        leads.append(tuple(ids[before:front]))
+        terminators.append(ids[len(ids) - back])
+        tail = tuple(ids[len(ids) - back :])
+    trie = _trie(values, leads, tail, paths, terminators)
+    expected = tokenizer.completion_ids(_PROBE, task.render(middle))
+    if trie.completion([middle[key] for key in task.keys]) != expected:
+        raise ModelError(f"{tokenizer.folder}: expected the answer's parts to make up the answer; got other tokens")
+    return trie
+
+
+def _trie(
+    values: Sequence[float],
+    leads: Sequence[tuple[int, ...]],
+    tail: tuple[int, ...],
+    paths: Sequence[tuple[int, ...]],
+    terminators: Sequence[int],
+) -> ScoreTrie:
+    end = -1  # stands for the terminator, which differs between keys
+    children: dict[tuple[int, ...], list[int]] = {(): []}
+    for path in paths:
+        for depth, token in enumerate([*path, end]):
+            following = children.setdefault(path[:depth], [])
+            if token not in following:
+                following.append(token)
+    if any(token in terminators for path in paths for token in path):
+        raise ModelError("trie: expected a terminator that is no part of a value")
+    choices = [prefix for prefix, following in children.items() if len(following) > 1]
+    needed = {prefix[:depth] for prefix in choices for depth in range(1, len(prefix) + 1)}
+    order = sorted(needed, key=lambda prefix: (len(prefix), prefix))
+    branches = tuple(
+        Branch(
+            prefix[-1],
+            order.index(prefix[:-1]) if len(prefix) > 1 else None,
+            choices.index(prefix) if prefix in choices else None,
+        )
+        for prefix in order
+    )
+    width = max(len(children[prefix]) for prefix in choices)
+    ids = torch.zeros(len(terminators), len(choices), width, dtype=torch.long)
+    legal = torch.zeros(len(choices), width, dtype=torch.bool)
+    for choice, prefix in enumerate(choices):
+        for child, token in enumerate(children[prefix]):
+            legal[choice, child] = True
+            ids[:, choice, child] = torch.tensor(terminators) if token == end else token
+    return ScoreTrie(
+        torch.tensor(values), tuple(leads), tail, tuple(paths), branches, ids, legal, *_steps(paths, children, choices)
+    )
+
+
+def _steps(
+    paths: Sequence[tuple[int, ...]], children: Mapping[tuple[int, ...], list[int]], choices: list[tuple[int, ...]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    taken = []
+    for path in paths:
+        tokens = [*path, -1]
+        taken.append(
+            [
+                (choices.index(path[:depth]), children[path[:depth]].index(token))
+                for depth, token in enumerate(tokens)
+                if len(children[path[:depth]]) > 1
+            ]
+        )
+    depth = max(map(len, taken))
+    steps = torch.tensor([[place < len(one) for place in range(depth)] for one in taken])
+    filled = torch.tensor([[*one, *[(0, 0)] * (depth - len(one))] for one in taken])
+    return filled[..., 0], filled[..., 1], steps
+
+
+def _common(sequences: Sequence[Sequence[int]], direction: int) -> int:
+    """Length of the longest common beginning (1) or end (-1) of sequences."""
+    shortest = min(map(len, sequences))
+    for length in range(shortest):
+        place = length if direction == 1 else -1 - length
+        if any(one[place] != sequences[0][place] for one in sequences):
+            return length
+    return shortest

@@ -1,0 +1,147 @@
+"""The exact distributions: against every value scored as a text of its own, and against values computed by hand."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ppe_lora.errors import ModelError
+from ppe_lora.recipe.schema import Objective
+from ppe_lora.student.collate import PackedCollator, completion_nll
+from ppe_lora.student.encode import encode_rows
+from ppe_lora.student.evaluate import encode_split, posterior_of
+from ppe_lora.student.objective import training_loss
+from ppe_lora.student.posterior import crps, deviation, mean, quantile
+from ppe_lora.student.tokenizer import load_tokenizer
+from ppe_lora.student.trie import build_trie
+from ppe_lora.tasks.scores import Answer, ScoresTask
+from tests.runs import TASK, make_rows
+from tests.tiny import tiny_llama, tiny_mistral
+
+BUILDERS = {
+    "mistral v3": lambda folder: tiny_mistral(folder, "v3"),
+    "mistral tekken": lambda folder: tiny_mistral(folder, "tekken"),
+    "llama": tiny_llama,
+}
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_one_pass_equals_every_value_scored_as_its_own_text(tmp_path, family):
+    """The branches see exactly what a text with that value would: log p within 1e-5, and they sum to 1."""
+    folder = BUILDERS[family](tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    trie = build_trie(TASK, tokenizer)
+    row = encode_rows(make_rows(1, seed=6), TASK, tokenizer, 512).encoded[0]
+    answer = (37.0, 100.0)
+    (log_p_KV,) = posterior_of(model, [row], [Answer(answer)], trie)
+    torch.testing.assert_close(log_p_KV.exp().sum(-1), torch.ones(2), rtol=0, atol=1e-5)
+    for key in range(2):
+        front = [*row.prompt_ids]
+        for before in range(key):
+            front += [*trie.leads[before], *trie.paths[trie.leaf_of(answer[before])]]
+        front += trie.leads[key]
+        for leaf in (0, 3, 10, 42, 99, 100):
+            expected = by_brute_force(model, front, trie, key, leaf)
+            assert log_p_KV[key, leaf].item() == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def by_brute_force(model, front, trie, key: int, leaf: int) -> float:
+    """Log-probability of a value token by token, each softmax over the tokens that some legal value has there."""
+    ended = [[*path, int(trie.children[key].max() + 1)] for path in trie.paths]
+    terminator = {tuple(path): end for path, end in zip(trie.paths, terminators(trie, key), strict=True)}
+    texts = [[*path, terminator[tuple(path)]] for path in trie.paths]
+    assert len(texts) == len(ended) == 101
+    total = 0.0
+    for depth, token in enumerate(texts[leaf]):
+        beginning = texts[leaf][:depth]
+        legal = sorted({text[depth] for text in texts if len(text) > depth and text[:depth] == beginning})
+        logits = model(torch.tensor([[*front, *beginning]])).logits[0, -1]
+        total += logits[legal].double().log_softmax(0)[legal.index(token)].item()
+    return total
+
+
+def terminators(trie, key: int) -> list[int]:
+    end = trie.leads[key + 1][0] if key + 1 < len(trie.leads) else trie.tail[0]
+    return [end] * len(trie.paths)
+
+
+def test_the_packed_text_loss_is_that_of_the_plain_rows(speaker):
+    """Cutting a row at its scores and hanging branches on it must not change what the text costs."""
+    tokenizer = load_tokenizer(speaker)
+    model = AutoModelForCausalLM.from_pretrained(speaker)
+    trie = build_trie(TASK, tokenizer)
+    split = encode_split(make_rows(5, seed=9), TASK, tokenizer, 512)
+    plain, tokens = completion_nll(model, PackedCollator()([row._asdict() for row in split.encoded]))
+    with_slots = PackedCollator(trie)(split.batch_rows(trie))
+    loss, counted = training_loss(model, with_slots, Objective(), trie)
+    assert counted == tokens
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_the_objective_is_its_formula(speaker):
+    """RAFT and CRPS per score from the one-pass distributions, by hand, added to the text's loss."""
+    tokenizer = load_tokenizer(speaker)
+    model = AutoModelForCausalLM.from_pretrained(speaker).eval()
+    trie = build_trie(TASK, tokenizer)
+    split = encode_split(make_rows(3, seed=9), TASK, tokenizer, 512)
+    batch = PackedCollator(trie)(split.batch_rows(trie))
+    gold = [Answer(tuple(map(float, row.target.values()))) for row in split.rows]
+    log_p = torch.cat(posterior_of(model, split.encoded, gold, trie)).double()
+    raft = crps_sum = 0.0
+    for probabilities, target in zip(log_p.exp().tolist(), [v for answer in gold for v in answer.values], strict=True):
+        raft += ((sum(value * p for value, p in enumerate(probabilities)) - target) / 25) ** 2
+        cumulative = [sum(probabilities[: value + 1]) for value in range(100)]
+        crps_sum += sum((c - (value >= target)) ** 2 for value, c in enumerate(cumulative)) / 25
+    text, _ = training_loss(model, batch, Objective(), trie)
+    loss, _ = training_loss(model, batch, Objective(raft=2.0, crps=0.5), trie)
+    assert loss.item() == pytest.approx(text.item() + 2 * raft + 0.5 * crps_sum, rel=1e-4)
+
+
+def test_gradients_of_the_objective(speaker):
+    """Finite differences in float64 through layout, trie and objective."""
+    tokenizer = load_tokenizer(speaker)
+    model = AutoModelForCausalLM.from_pretrained(speaker).double().eval()
+    trie = build_trie(TASK, tokenizer)
+    batch = PackedCollator(trie)(encode_split(make_rows(2, seed=9), TASK, tokenizer, 512).batch_rows(trie))
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    objective = Objective(raft=1.0, crps=1.0)
+    training_loss(model, batch, objective, trie)[0].backward()
+    slope = float((weight.grad * direction).sum())
+    with torch.no_grad():
+        step = 1e-3
+        weight += step * direction
+        above = float(training_loss(model, batch, objective, trie)[0])
+        weight -= 2 * step * direction
+        below = float(training_loss(model, batch, objective, trie)[0])
+    assert slope == pytest.approx((above - below) / (2 * step), rel=1e-2)
+
+
+def test_summaries_by_hand():
+    """Mass 1/4, 1/2, 1/4 on 0, 1, 3."""
+    log_p = torch.tensor([[0.25, 0.5, 0.25]]).log()
+    values = torch.tensor([0.0, 1.0, 3.0])
+    assert mean(log_p, values).item() == pytest.approx(1.25)
+    assert deviation(log_p, values).item() == pytest.approx(math.sqrt(0.25 * 1.25**2 + 0.5 * 0.25**2 + 0.25 * 1.75**2))
+    assert [quantile(log_p, values, share).item() for share in (0.1, 0.25, 0.5, 0.9)] == [0.0, 0.0, 1.0, 3.0]
+    assert crps(log_p, values, torch.tensor([1.0])).item() == pytest.approx(0.25**2 * 1 + 0.25**2 * 2)
+    certain = torch.tensor([[0.0, 0.0, 1.0]]).log()
+    assert crps(certain, values, torch.tensor([0.0])).item() == pytest.approx(3.0)
+
+
+def test_a_task_with_decimals_and_negative_values(tmp_path):
+    """-5.0 to 5.0 in tenths: the sign and the point are choices like any digit, and every leaf is distinct."""
+    task = ScoresTask(keys=("a", "b"), low=-5, high=5, decimals=1)
+    tokenizer = load_tokenizer(tiny_mistral(tmp_path / "model", "v3"))
+    trie = build_trie(task, tokenizer)
+    assert len(trie.values) == len(set(trie.paths)) == 101
+    assert trie.completion([-5.0, 0.3]) == tokenizer.completion_ids(task.messages("x", "en"), '{"a":-5.0,"b":0.3}')
+
+
+def test_a_tokenizer_that_joins_digits_has_no_trie(tmp_path):
+    folder = tiny_llama(tmp_path / "model", numbers="whole")
+    with pytest.raises(ModelError, match="tokenizer splits numbers into multi-digit tokens"):
+        load_tokenizer(folder)

@@ -57,8 +57,8 @@ def _verdict(metrics: dict[str, float], read_out: ReadOut) -> str:
     ratio = metrics[name] / trivial
     word = "better" if ratio < 1 else "worse"
     return (
-        f"On {metrics['rows']:.0f} test rows mse_norm ({read_out}) is {metrics[name]:.4f}: {ratio:.2f} times that of always "
-        f"answering the train mean ({trivial:.4f}), so {word} than not reading the request; "
+        f"On {metrics['rows']:.0f} test rows mse_norm ({read_out}) is {metrics[name]:.4f}: {ratio:.2f} times that of "
+        f"always answering the train mean ({trivial:.4f}), so {word} than not reading the request; "
         f"json_valid_rate {metrics['json_valid_rate']:.3f}."
     )
 

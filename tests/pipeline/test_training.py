@@ -159,7 +159,7 @@ def test_valid_loss_does_not_depend_on_the_batching(student):
         evaluate_student(
             model, split, train_NK, TASK, tokenizer, Evaluate(batch_rows=size, latency_rows=0), trie, packs
         )
-        for size, packs in ((1, True), (4, False))
+        for n, packs in ((1, True), (4, False))
     )
     assert one.metrics["valid_loss"] == pytest.approx(other.metrics["valid_loss"], rel=1e-5)
     assert [row["text"] for row in one.predictions] == [row["text"] for row in other.predictions]

@@ -191,7 +191,7 @@ def _trainer(
         args=config,
         data_collator=collate,
         train_dataset=Dataset.from_list(rows),
-        processing_class=_unused_tokenizer(),
+        processing_class=unused_tokenizer(),
         callbacks=callbacks,
     )
     # TRL casts the adapters of a quantized base to bfloat16; updates of a few 1e-4 need float32.
@@ -218,7 +218,7 @@ def _collator(recipe: Recipe, trie: ScoreTrie, packs: bool, pad_id: int) -> Coll
     return PackedCollator(trie if numbers else None)
 
 
-def _unused_tokenizer() -> PreTrainedTokenizerFast:
+def unused_tokenizer() -> PreTrainedTokenizerFast:
     """TRL wants a tokenizer even for rows that are ids and a collator of their own; it is never asked anything."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"": 0}, unk_token="")))
 

@@ -1,5 +1,6 @@
 """What a training computes: the same whatever the batching, the processes, or who checks it."""
 
+import copy
 import json
 import os
 import subprocess
@@ -84,6 +85,24 @@ def test_loss_is_that_of_trl_and_of_each_row_alone(student):
         assert (nll / tokens).item() == pytest.approx(expected, rel=2e-5)
 
 
+def test_gradients_of_a_pack_are_those_of_each_row_alone(student):
+    """The shared instruction is encoded once, and still every row's gradient flows into it (float64, to 1e-6)."""
+    model, _ = student
+    rows = [row._asdict() for row in encoded(student, 4, seed=11)]
+    assert rows[0]["shared"] > 5
+    model = copy.deepcopy(model).double().eval()
+
+    def gradients(batches) -> torch.Tensor:
+        model.zero_grad()
+        for batch in batches:
+            completion_nll(model, batch)[0].backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    alone = gradients([PackedCollator()([{**row, "shared": 0}]) for row in rows])
+    packed = gradients([PackedCollator()(rows)])
+    assert (packed - alone).norm() <= 1e-6 * alone.norm()
+
+
 def test_a_model_that_ignores_the_mask_is_found_out(student, monkeypatch, capsys):
     """A pack whose rows see each other trains on leaked answers: the check must notice, and padding must take over."""
     model, tokenizer = student
@@ -156,9 +175,7 @@ def test_valid_loss_does_not_depend_on_the_batching(student):
     train_NK = as_matrix([row.target for row in split.rows], TASK)
     trie = build_trie(TASK, tokenizer)
     one, other = (
-        evaluate_student(
-            model, split, train_NK, TASK, tokenizer, Evaluate(batch_rows=size, latency_rows=0), trie, packs
-        )
+        evaluate_student(model, split, train_NK, TASK, tokenizer, Evaluate(batch_rows=n, latency_rows=0), trie, packs)
         for n, packs in ((1, True), (4, False))
     )
     assert one.metrics["valid_loss"] == pytest.approx(other.metrics["valid_loss"], rel=1e-5)

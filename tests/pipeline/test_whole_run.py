@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ppe_lora import cli
@@ -77,6 +78,22 @@ def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, monke
     changed = [path.name for path, when in before.items() if path.stat().st_mtime_ns != when]
     assert changed == ["summary.md"]
     assert "training is complete and unchanged" in capsys.readouterr().out
+
+
+def test_an_adapter_of_a_quantized_base_is_merged_into_the_unquantized_one(here, speaker, monkeypatch, capsys):
+    """The answers of the quantized and the merged model may differ; the report must give both errors, not hide it."""
+    make_data(here / "data" / "d")
+    student = f"student: {{model: '{speaker}', quantization: nf4, lora: {{rank: 4}}}}"
+    make_recipe(here, speaker, student, *SECTIONS.replace("gate: 0.5", "gate: 0.0").splitlines())
+    assert ppe_lora(monkeypatch, "train", "run.yaml") == 0
+    assert ppe_lora(monkeypatch, "export", "run.yaml") == 0
+    manifest = read_json(here / "checkpoints" / "run" / "merged" / "manifest.json")
+    assert "of the adapter on its nf4 base; mse_norm " in manifest["verdict"]
+    assert manifest["adapter"]["mse_norm"] >= 0
+    assert manifest["merged"]["mse_norm"] >= 0
+    model = AutoModelForCausalLM.from_pretrained(here / "checkpoints" / "run" / "merged")
+    assert model.dtype == torch.float32
+    assert not hasattr(model.config, "quantization_config")
 
 
 BAD_ROWS = {

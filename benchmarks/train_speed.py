@@ -1,0 +1,169 @@
+"""Training rows per second: plain TRL, tuned TRL, and this project's packed rows, in one run on one machine.
+
+    python benchmarks/train_speed.py [--quick] [--out DIR] [--model tiny|smollm2-135m]
+
+All train the same LoRA on the same rows: 60 shared instruction tokens, about 64 of request and 48 of answer, with a
+realistic spread. Runs are interleaved, medians are reported, raw samples go to DIR/train_speed.json, and the last
+printed line is one JSON object of headline figures. `tiny` is a random Mistral of 384 x 8 layers.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from ppe_lora.recipe.schema import Lora, Student, Train
+from ppe_lora.student.base import resolve_base
+from ppe_lora.student.collate import PackedCollator, PaddedCollator
+from ppe_lora.student.layout import IGNORED
+from ppe_lora.student.load import attach_lora
+from ppe_lora.student.trainer import PpeTrainer
+from ppe_lora.student.training import unused_tokenizer
+
+SHARED, REQUEST, ANSWER = 60, 64, 48
+VOCABULARY = 32_768
+ROWS_PER_STEP = 8
+
+
+class Peer(NamedTuple):
+    """One way to train."""
+
+    name: str
+    trainer: type[SFTTrainer]
+    collate: Any
+    options: dict[str, Any]
+    matmul: str = "highest"
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of every optimizer step but the first, which warms up."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last: float | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the time since the step before."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+
+def make_rows(count: int, vocabulary: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Random token rows with the lengths of real ones."""
+    rng = np.random.default_rng(seed)
+    instruction = rng.integers(10, vocabulary, SHARED).tolist()
+    rows = []
+    for _ in range(count):
+        request = int(np.clip(rng.lognormal(np.log(REQUEST) - 0.08, 0.4), 12, 240))
+        answer = int(rng.integers(ANSWER - 3, ANSWER + 4))
+        prompt = [*instruction, *rng.integers(10, vocabulary, request).tolist()]
+        completion = rng.integers(10, vocabulary, answer).tolist()
+        labels = [IGNORED] * len(prompt) + completion
+        row = {"prompt_ids": prompt, "completion_ids": completion, "shared": SHARED}
+        rows.append({**row, "input_ids": prompt + completion, "labels": labels})
+    return rows
+
+
+def load_model(kind: str) -> torch.nn.Module:
+    """A fresh base model with a fresh adapter: rank 16 on all linear layers."""
+    if kind == "tiny":
+        torch.manual_seed(0)
+        config = MistralConfig(
+            vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
+            num_attention_heads=6, num_key_value_heads=2, head_dim=64, sliding_window=None,
+        )  # fmt: skip
+        model: Any = MistralForCausalLM(config)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(resolve_base(Student(model=kind)))
+    if torch.cuda.is_available():
+        model = model.to("cuda", torch.bfloat16)
+    return attach_lora(model, Lora(rank=16), seed=0)
+
+
+def peers() -> list[Peer]:
+    """The contenders. TRL pads on the right with its own collator; `as documented` is its default configuration."""
+    plain = DataCollatorForLanguageModeling(pad_token_id=0)
+    tuned = {"gradient_checkpointing": False, "optim": "adamw_torch_fused"}
+    return [
+        Peer("TRL as documented", SFTTrainer, plain, {}),
+        Peer("TRL tuned", SFTTrainer, plain, tuned),
+        Peer("TRL tuned, by length", SFTTrainer, plain, {**tuned, "train_sampling_strategy": "group_by_length"}),
+        Peer("ours, padded", PpeTrainer, PaddedCollator(0), tuned),
+        Peer("ours, packed", PpeTrainer, PackedCollator(), tuned),
+        Peer("ours, packed, matmul medium", PpeTrainer, PackedCollator(), tuned, "medium"),
+    ]
+
+
+def seconds_per_step(peer: Peer, kind: str, rows: list[dict[str, Any]], steps: int, folder: str) -> list[float]:
+    """Run one peer and return the seconds of its steps after the first."""
+    times = StepTimes()
+    config = SFTConfig(
+        output_dir=folder, max_steps=steps, per_device_train_batch_size=ROWS_PER_STEP, learning_rate=2e-4,
+        bf16=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available(), logging_steps=1, save_strategy="no",
+        report_to="none", disable_tqdm=True, max_length=None, remove_unused_columns=False, seed=0,
+        dataset_kwargs={"skip_prepare_dataset": True}, **peer.options,
+    )  # fmt: skip
+    trainer = peer.trainer(
+        model=load_model(kind), args=config, data_collator=peer.collate, train_dataset=Dataset.from_list(rows),
+        processing_class=unused_tokenizer(), callbacks=[times],
+    )  # fmt: skip
+    if isinstance(trainer, PpeTrainer):
+        trainer.settings = Train(matmul=peer.matmul)  # type: ignore[arg-type]
+    trainer.train()
+    return times.seconds
+
+
+def main() -> None:
+    """Measure, print a table, and end with the headline figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two short rounds of the tiny model")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--model", default="tiny", choices=["tiny", "smollm2-135m"])
+    asked = parser.parse_args()
+    rounds, steps = (2, 4) if asked.quick else (3, 9)
+    rows = make_rows(ROWS_PER_STEP * steps, VOCABULARY)
+    samples: dict[str, list[float]] = {peer.name: [] for peer in peers()}
+    for number in range(rounds):
+        for peer in peers():
+            with tempfile.TemporaryDirectory() as folder:
+                samples[peer.name] += seconds_per_step(peer, asked.model, rows, steps, folder)
+            print(f"round {number + 1}: {peer.name}: {ROWS_PER_STEP / samples[peer.name][-1]:.2f} rows/s", flush=True)
+    rate = {name: ROWS_PER_STEP / statistics.median(seconds) for name, seconds in samples.items()}
+    documented = rate["TRL as documented"]
+    print(f"\n| {asked.model} | rows/s | times TRL as documented |\n| --- | --- | --- |")
+    for name, value in rate.items():
+        print(f"| {name} | {value:.2f} | {value / documented:.2f} |")
+    best_trl = max(value for name, value in rate.items() if name.startswith("TRL"))
+    headline = {
+        "model": asked.model,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
+        "rows_per_s_vs_trl_default": round(rate["ours, packed"] / documented, 3),
+        "rows_per_s_vs_trl_best": round(rate["ours, packed"] / best_trl, 3),
+        "matmul_medium_vs_highest": round(rate["ours, packed, matmul medium"] / rate["ours, packed"], 3),
+    }
+    asked.out.mkdir(parents=True, exist_ok=True)
+    raw = {
+        "headline": headline,
+        "seconds_per_step": samples,
+        "rows_per_step": ROWS_PER_STEP,
+        "torch": torch.__version__,
+    }
+    (asked.out / f"train_speed_{asked.model}.json").write_text(json.dumps(raw, indent=2) + "\n")
+    print(json.dumps(headline))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,6 @@ multimodal Mistral 3 checkpoints, of which only the text model is kept.
 """
 
 import importlib.util
-import logging
 import os
 import re
 import shutil
@@ -18,12 +17,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from ppe_lora.artifacts import hash_file, hash_json, read_json, write_manifest
+from ppe_lora.console import console
 from ppe_lora.errors import ModelError
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.mistral3 import write_text_model
 from ppe_lora.student.tokenizer_files import save_tokenizer_files
-
-logger = logging.getLogger(__name__)
 
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -177,7 +175,7 @@ def _cached(name: str, inputs: Mapping[str, Any], write: Callable[[Path], None])
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.is_dir():
             return folder
-        logger.info("writing %s once", folder)
+        console.print(f"preparing the base model {name}, once: {folder}")
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -205,7 +203,9 @@ def _packaged_smollm2() -> Path | None:
 def _write_smollm2(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The weights are plain float32 by now; what still says "gguf" would make save_pretrained refuse.
     del model.config.quantization_config

@@ -57,9 +57,9 @@ def train(recipe: Recipe, *, resume: bool = False, fresh: bool = False) -> None:
 
 def evaluate(recipe: Recipe) -> None:
     """Decode the test rows with the selected adapter, once."""
-    from ppe_lora.student.testing import test_run
+    from ppe_lora.student.test_rows import evaluate_test_rows
 
-    test_run(recipe, data_dir(recipe), run_dir(recipe))
+    evaluate_test_rows(recipe, data_dir(recipe), run_dir(recipe))
 
 
 def export(recipe: Recipe) -> None:

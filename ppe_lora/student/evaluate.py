@@ -128,12 +128,13 @@ def evaluate_student(
     ]
     if packs:
         own = posterior_of(model, [split.encoded[index] for index in mine], [outcomes[index] for index in mine], trie)
-        posteriors = dict(gather_object(list(zip(mine, own, strict=True))))
-        metrics |= posterior_metrics([posteriors[index] for index in range(len(split.rows))], target_NK, task, trie)
-        for index, shown in enumerate(predictions):
-            means, deviations = mean(posteriors[index], trie.values), deviation(posteriors[index], trie.values)
-            shown["posterior_mean"] = _by_key([task.round(float(value)) for value in means], task)
-            shown["posterior_sd"] = _by_key([round(float(value), 2) for value in deviations], task)
+        by_row = dict(gather_object(list(zip(mine, own, strict=True))))
+        posteriors = [by_row[index] for index in range(len(split.rows))]
+        metrics |= posterior_metrics(posteriors, target_NK, task, trie)
+        predictions = [
+            shown | _posterior_shown(log_p_KV, task, trie)
+            for shown, log_p_KV in zip(predictions, posteriors, strict=True)
+        ]
     return Evaluation(metrics, predictions, collapse_warnings(predicted_NK, target_NK[accepted], task))
 
 
@@ -215,6 +216,14 @@ def posterior_metrics(
         "crps": float(crps(log_p_SV, values_V, target_S).mean()),
         "nll": float(-log_p_SV.gather(1, leaf_S[:, None]).mean()),
         "coverage@80": float(((low_S <= target_S) & (target_S <= high_S)).float().mean()),
+    }
+
+
+def _posterior_shown(log_p_KV: torch.Tensor, task: ScoresTask, trie: ScoreTrie) -> dict[str, Any]:
+    means, deviations = mean(log_p_KV, trie.values), deviation(log_p_KV, trie.values)
+    return {
+        "posterior_mean": _by_key([task.round(float(value)) for value in means], task),
+        "posterior_sd": _by_key([round(float(value), 2) for value in deviations], task),
     }
 
 

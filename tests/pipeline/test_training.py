@@ -24,7 +24,7 @@ from ppe_lora.student.decode import answer_token_limit, greedy_decode
 from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.evaluate import encode_split, evaluate_student
 from ppe_lora.student.layout import IGNORED
-from ppe_lora.student.testing import test_run as decode_test_rows
+from ppe_lora.student.test_rows import evaluate_test_rows
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.training import train
 from ppe_lora.student.trie import build_trie
@@ -201,12 +201,12 @@ def test_test_rows_are_decoded_once_with_the_best_adapter(one_process, capsys):
     """The test split is its own folder, and asking twice does not decode twice."""
     folder = one_process.parents[1]
     recipe = load_recipe(folder / "run.yaml")
-    decode_test_rows(recipe, folder / "data" / "d", one_process)
+    evaluate_test_rows(recipe, folder / "data" / "d", one_process)
     assert read_json(one_process / "test" / "eval_metrics.json")["rows"] == 6
     header, *worst = (one_process / "worst_cases.csv").read_text().splitlines()
     assert header == "id,request,mse_norm,rejected,target_a,target_b,answer_a,answer_b"
     assert len(worst) == 6
-    decode_test_rows(recipe, folder / "data" / "d", one_process)
+    evaluate_test_rows(recipe, folder / "data" / "d", one_process)
     assert "complete and unchanged" in capsys.readouterr().out
 
 

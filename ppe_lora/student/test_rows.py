@@ -23,7 +23,7 @@ from ppe_lora.student.trie import build_trie
 WORST_CASES = 50
 
 
-def test_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
+def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     """Write `test/` and `worst_cases.csv` of a finished run, or find them up to date.
 
     Raises:

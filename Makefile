@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Data, training, decoded scores, merged model: about 12 minutes on two CPU cores
 	$(BIN)/ppe-lora run recipes/demo.yaml
 
-demo-full: $(READY) ## The same with more data and epochs: about an hour
+demo-full: $(READY) ## The same with more data and epochs: about an hour (estimated)
 	$(BIN)/ppe-lora run recipes/demo_full.yaml
 
 test: $(READY) ## Every test that takes seconds

@@ -69,7 +69,7 @@ def read_rows(path: Path, task: ScoresTask) -> list[Row]:
             if not line.strip():
                 continue
             try:
-                row = Row.model_validate_json(line)
+                row = Row.model_validate_json(line.strip())
                 task.check_target(row.target)
             except ValidationError as error:
                 problems += [f"{path}:{number}: {_where(e['loc'])}{e['msg']}" for e in error.errors()]

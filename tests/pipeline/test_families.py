@@ -97,7 +97,7 @@ def test_a_family_learns_and_its_adapter_reloads(family: str, tmp_path: Path) ->
     folder = resolve_base(Student(model=str(FAMILIES[family](tmp_path / "base"))))
     tokenizer = load_tokenizer(folder)
     assert isinstance(tokenizer, TemplateStudentTokenizer if family == "llama" else MistralStudentTokenizer)
-    ((_, prompt, completion),) = encode_rows([ROW], TASK, tokenizer, 1000).encoded
+    ((_, prompt, completion, _),) = encode_rows([ROW], TASK, tokenizer, 1000).encoded
     adapted = attach_lora(_load(folder), Lora(rank=4), seed=1)
     assert trainable_parameters(adapted) == sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n)
     before, after = _step(adapted, prompt, completion)
@@ -382,7 +382,7 @@ def test_a_request_cannot_smuggle_special_tokens_into_a_chat_template(tmp_path: 
 def test_rows_too_long_are_reported_and_not_cut(spm: Path) -> None:
     tokenizer = load_tokenizer(spm)
     long = ROW.model_copy(update={"id": "long", "request": "夜" * 200})
-    ((_, prompt, completion),) = encode_rows([ROW], TASK, tokenizer, 1000).encoded
+    ((_, prompt, completion, _),) = encode_rows([ROW], TASK, tokenizer, 1000).encoded
     n_tokens = len(prompt) + len(completion)
     result = encode_rows([long, ROW], TASK, tokenizer, n_tokens)
     assert [row.id for row in result.encoded] == ["r"]
@@ -436,7 +436,7 @@ def test_a_quantized_base_trains_on_cpu(kind: Any, layer: str, tolerance: float,
     adapted = attach_lora(model, Lora(rank=4), seed=0)
     assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
     tokenizer = load_tokenizer(spm)
-    ((_, prompt, completion),) = encode_rows([ROW], TASK, tokenizer, 1000).encoded
+    ((_, prompt, completion, _),) = encode_rows([ROW], TASK, tokenizer, 1000).encoded
     before, after = _step(adapted, prompt, completion)
     assert after < before
 

@@ -67,7 +67,7 @@ def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, monke
 
     tokenizer = AutoTokenizer.from_pretrained(run / "merged")
     model = AutoModelForCausalLM.from_pretrained(run / "merged")
-    messages = TASK.messages("tiny one, huge other", "en")
+    messages = TASK.messages("tiny one, huge other, case 4711", "en")
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = model.generate(**prompt, max_new_tokens=40, do_sample=False)
     text = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)

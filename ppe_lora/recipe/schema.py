@@ -212,7 +212,7 @@ class Train(Section):
     optimizer: Literal["adamw_torch_fused", "adamw_torch", "paged_adamw_8bit"] = "adamw_torch_fused"
     matmul: Literal["highest", "high", "medium"] = "highest"
     """Precision of float32 products while training, as `torch.set_float32_matmul_precision` has it: high is TF32 on
-    GPUs; medium is bfloat16 with float32 sums, a third faster on CPUs with AMX. Evaluation always uses highest."""
+    GPUs; medium is bfloat16 with float32 sums, faster on CPUs with AMX. Evaluation always uses highest."""
     gradient_checkpointing: bool = False
     """Less memory for half as much compute again; useless for short rows unless memory is very tight."""
     patience: Count | None = None

@@ -61,7 +61,10 @@ class Checkpoints(TrainerCallback):
     def __init__(self, minutes: float) -> None:
         self.interval_s = minutes * 60
         self.stopped_by: str | None = None
+        self.stopping = False
+        """Whether all processes have agreed to stop in the middle of an epoch."""
         self._saved_at = time.monotonic()
+        self._saved_step = -1
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Checkpoints":
@@ -86,21 +89,28 @@ class Checkpoints(TrainerCallback):
         due = time.monotonic() - self._saved_at >= self.interval_s
         stopped, due = _agree(self.stopped_by is not None), _agree(due)
         if stopped:
-            self.stopped_by = self.stopped_by or "SIGTERM"
-            control.should_training_stop = True
+            self.stopping = True
+            self._stop(control)
         control.should_save = control.should_save or stopped or due
         return control
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for a checkpoint after the epoch's evaluation (this callback comes after it)."""
-        control.should_save = self.stopped_by is None
+        """Ask for a checkpoint after the epoch's evaluation (this callback comes after it), and stop if one came."""
+        if _agree(self.stopped_by is not None):
+            self._stop(control)
+        control.should_save = state.global_step != self._saved_step
         return control
+
+    def _stop(self, control: TrainerControl) -> None:
+        self.stopped_by = self.stopped_by or "SIGTERM"
+        control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the clock anew."""
         self._saved_at = time.monotonic()
+        self._saved_step = state.global_step
 
 
 class EpochEvaluation(TrainerCallback):
@@ -144,7 +154,7 @@ class EpochEvaluation(TrainerCallback):
 
         The trainer also ends an epoch here when it stops in the middle of one; that is no epoch to evaluate.
         """
-        if self.checkpoints.stopped_by is None:
+        if not self.checkpoints.stopping:
             self._evaluate(state, model)
             if is_exhausted(epoch_metrics(self.run_dir), self.recipe):
                 control.should_training_stop = True

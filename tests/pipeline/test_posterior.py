@@ -50,10 +50,9 @@ def test_one_pass_equals_every_value_scored_as_its_own_text(tmp_path, family):
 @torch.no_grad()
 def by_brute_force(model, front, trie, key: int, leaf: int) -> float:
     """Log-probability of a value token by token, each softmax over the tokens that some legal value has there."""
-    ended = [[*path, int(trie.children[key].max() + 1)] for path in trie.paths]
     terminator = {tuple(path): end for path, end in zip(trie.paths, terminators(trie, key), strict=True)}
     texts = [[*path, terminator[tuple(path)]] for path in trie.paths]
-    assert len(texts) == len(ended) == 101
+    assert len(texts) == 101
     total = 0.0
     for depth, token in enumerate(texts[leaf]):
         beginning = texts[leaf][:depth]

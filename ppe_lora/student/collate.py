@@ -154,7 +154,11 @@ def completion_nll(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, 
         model: A causal language model that knows `logits_to_keep`.
         batch: From a collator, on the model's device.
     """
-    logits, columns = forward_logits(model, batch)
+    return summed_nll(*forward_logits(model, batch), batch)
+
+
+def summed_nll(logits: torch.Tensor, columns: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """`completion_nll` from logits that are there already (see `forward_logits`)."""
     wanted = batch["labels"][:, columns]
     nll = functional.cross_entropy(
         logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="sum"

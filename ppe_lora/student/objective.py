@@ -10,11 +10,9 @@ summed over the rows of an optimizer step and divided by its completion tokens.
 """
 
 import torch
-from torch.nn import functional
 
 from ppe_lora.recipe.schema import Objective
-from ppe_lora.student.collate import Batch, forward_logits
-from ppe_lora.student.layout import IGNORED
+from ppe_lora.student.collate import Batch, forward_logits, summed_nll
 from ppe_lora.student.posterior import crps, leaf_log_probs, mean
 from ppe_lora.student.trie import ScoreTrie
 
@@ -31,10 +29,7 @@ def training_loss(
         trie: Needed where the objective looks at the numbers.
     """
     logits, columns = forward_logits(model, batch)
-    wanted = batch["labels"][:, columns]
-    loss = functional.cross_entropy(
-        logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    loss, tokens = summed_nll(logits, columns, batch)
     if trie is not None and "slot_columns" in batch:
         log_p_SV = slot_log_probs(logits, columns, batch, trie)
         values_V = trie.values.to(logits.device)
@@ -44,7 +39,7 @@ def training_loss(
             loss = loss + objective.raft * (((mean(log_p_SV, values_V) - target_S) / width) ** 2).sum()
         if objective.crps:
             loss = loss + objective.crps * (crps(log_p_SV, values_V, target_S) / width).sum()
-    return loss, (wanted != IGNORED).sum()
+    return loss, tokens
 
 
 def slot_log_probs(logits: torch.Tensor, columns: torch.Tensor, batch: Batch, trie: ScoreTrie) -> torch.Tensor:

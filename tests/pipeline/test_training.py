@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ppe_lora.artifacts import read_json
@@ -18,7 +18,7 @@ from ppe_lora.errors import DataError, RunError, SelectionError
 from ppe_lora.evaluation.metrics import as_matrix
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Evaluate
-from ppe_lora.student.callbacks import _divergence, is_exhausted
+from ppe_lora.student.callbacks import Checkpoints, _divergence, is_exhausted
 from ppe_lora.student.collate import PackedCollator, PaddedCollator, completion_nll, packs_exactly
 from ppe_lora.student.decode import answer_token_limit, greedy_decode
 from ppe_lora.student.encode import encode_rows
@@ -272,3 +272,14 @@ def test_patience_counts_epochs_since_the_best():
     assert not is_exhausted(history, recipe)
     assert is_exhausted(history | {4: {"mse_norm": 0.021, **rates}}, recipe)
     assert not is_exhausted({1: {"json_valid_rate": 0.0, "schema_valid_rate": 0.0}}, recipe)
+
+
+def test_a_signal_during_an_evaluation_saves_the_epoch_that_it_ends():
+    """Without a checkpoint there, the next run would train the evaluated epoch again."""
+    checkpoints = Checkpoints(minutes=60)
+    state, control = TrainerState(global_step=7), TrainerControl()
+    checkpoints.stopped_by = "SIGTERM"
+    checkpoints.on_epoch_end(None, state, control)
+    assert (control.should_save, control.should_training_stop) == (True, True)
+    checkpoints.on_save(None, state, control)
+    assert not checkpoints.on_epoch_end(None, state, control).should_save

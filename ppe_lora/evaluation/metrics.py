@@ -14,7 +14,7 @@ from ppe_lora.tasks.scores import Answer, Rejected, ScoresTask
 
 Matrix = NDArray[np.float64]
 
-METRIC_VERSION = 1
+METRIC_VERSION = 2
 """Raised when the meaning of a metric changes: figures of different versions are not comparable."""
 
 

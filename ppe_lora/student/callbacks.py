@@ -126,8 +126,7 @@ class EpochEvaluation(TrainerCallback):
         valid: EncodedSplit,
         train_NK: Matrix,
         tokenizer: StudentTokenizer,
-        trie: ScoreTrie,
-        packs: bool,
+        trie: ScoreTrie | None,
         checkpoints: Checkpoints,
     ) -> None:
         self.recipe = recipe
@@ -136,7 +135,6 @@ class EpochEvaluation(TrainerCallback):
         self.train_NK = train_NK
         self.tokenizer = tokenizer
         self.trie = trie
-        self.packs = packs
         self.checkpoints = checkpoints
 
     def on_train_begin(
@@ -167,9 +165,7 @@ class EpochEvaluation(TrainerCallback):
             return
         student: PeftModel = getattr(model, "module", model)
         settings, task = self.recipe.evaluate, self.recipe.task
-        result = evaluate_student(
-            student, self.valid, self.train_NK, task, self.tokenizer, settings, self.trie, self.packs
-        )
+        result = evaluate_student(student, self.valid, self.train_NK, task, self.tokenizer, settings, self.trie)
         if state.is_world_process_zero:
             times = {"epoch": float(epoch), "step": float(state.global_step)}
             train_loss = {"train_loss": _mean_train_loss(self.run_dir, epoch)}

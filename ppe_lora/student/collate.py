@@ -11,7 +11,7 @@ from ppe_lora.student.encode import EncodedRow
 from ppe_lora.student.layout import IGNORED, Run, lay_out, next_labels
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.processes import processes
-from ppe_lora.student.trie import ScoreTrie
+from ppe_lora.student.trie import ScoreTrie, add_branches
 
 Batch = dict[str, torch.Tensor]
 """`input_ids`, `position_ids` and `labels` (B, T); `attention_mask` (B, T), or (B, 1, T, T) boolean in a pack. A label
@@ -85,13 +85,7 @@ def _add_row(
         supervised += len(trie.leads[key])
         slot = len(runs)
         runs.append(Run(ids, parent, next_labels(ids, supervised, trie.paths[leaf][0])))
-        first_branch = len(runs)
-        where = {0: slot}
-        for branch in trie.branches:
-            if branch.choice is not None:
-                where[branch.choice] = len(runs)
-            runs.append(Run([branch.token], slot if branch.parent is None else first_branch + branch.parent))
-        slots.append(_Slot([where[choice] for choice in range(len(where))], key, leaf))
+        slots.append(_Slot(add_branches(runs, slot, trie), key, leaf))
         parent, before = slot, [*trie.paths[leaf]]
         supervised = len(before)
     ids = [*before, *trie.tail]

@@ -1,16 +1,48 @@
-"""Free-running greedy decoding: what the model says when nobody helps it."""
+"""Answers from a student: the free greedy text, and in the same passes the exact distribution of every score.
+
+Most tokens of an answer are known in advance. They are fed as a draft, together with the branches of the score that
+follows (see `trie`), so that one pass reads a whole score:
+
+    pass 1   [instruction, cached] <- [request {"energy":] <- 1 2 .. 9, 10 behind 1
+    pass 2                                 [2,"warmth":]   <- 1 2 .. 9, 10 behind 1     the answer was 42; 4 is seen
+    ..
+    pass 7                                 [1}<end>]                                    only where the text is free
+
+Free text is what `generate` writes: a drafted token counts only where it is the arg-max of the whole vocabulary, and a
+row where one is not is decoded by `generate` instead. Forced text takes the arg-max of the legal tokens, so that every
+answer is valid. The distribution of a score is conditioned on the forced answers in front of it in both cases.
+"""
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional
+from transformers import DynamicCache
 
+from ppe_lora.student.cache import PromptCache, chunk_of, encode_instruction
+from ppe_lora.student.collate import PaddedCollator, completion_nll
+from ppe_lora.student.encode import EncodedRow
+from ppe_lora.student.layout import Run, lay_out
 from ppe_lora.student.load import StudentModel
+from ppe_lora.student.posterior import greedy_leaf, leaf_log_probs
 from ppe_lora.student.tokenizer import StudentTokenizer
+from ppe_lora.student.trie import ScoreTrie, add_branches
 from ppe_lora.tasks.scores import ScoresTask
 
 _SLACK_TOKENS = 8
+
+
+class Decoded(NamedTuple):
+    """What the model makes of one row."""
+
+    ids: list[int]
+    """The answer's tokens, cut after the first end token."""
+    log_p_KV: torch.Tensor | None
+    """Log-probability of every legal value of every score, float32, on the CPU; None without a trie."""
+    nll: float
+    """Negative log-likelihood (nats) of the row's own completion; 0 where the row has none."""
 
 
 def answer_token_limit(task: ScoresTask, tokenizer: StudentTokenizer) -> int:
@@ -20,70 +52,208 @@ def answer_token_limit(task: ScoresTask, tokenizer: StudentTokenizer) -> int:
     return len(tokenizer.completion_ids(messages, task.render(longest))) + _SLACK_TOKENS
 
 
-@torch.no_grad()
-def greedy_decode(
-    model: StudentModel,
-    prompts: Sequence[Sequence[int]],
-    tokenizer: StudentTokenizer,
-    *,
-    max_new_tokens: int,
-    batch_rows: int,
-    advance: Callable[[int], None] = lambda count: None,
-) -> list[list[int]]:
-    """Decode prompts greedily with the model's own `generate`, batched by length.
-
-    The model's training mode and the random state are left as they were.
+class Decoder:
+    """Decodes rows with a model as it is now: instructions stay encoded, so make a new one when weights change.
 
     Args:
         model: The bare model, without distributed wrappers.
-        prompts: Prompt ids.
         tokenizer: Gives the padding and end tokens.
-        max_new_tokens: Tokens after which a row that has not ended is cut.
-        batch_rows: Rows decoded together.
-        advance: Called with the number of rows after each batch.
-
-    Returns:
-        The new ids of each prompt, in the order given, cut after the first end token.
+        trie: The trie of the task and tokenizer; None where the model does not compute packs exactly
+            (`collate.packs_exactly`): then `generate` writes the text, and there are no distributions.
+        max_new_tokens: Tokens after which a free text that has not ended is cut.
     """
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    decoded: dict[int, list[int]] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(order), batch_rows):
-            batch = order[start : start + batch_rows]
-            new_ids = _generate(model, [prompts[index] for index in batch], tokenizer, max_new_tokens)
-            decoded.update(zip(batch, new_ids, strict=True))
-            advance(len(batch))
-    finally:
-        model.train(was_training)
-    return [decoded[index] for index in range(len(prompts))]
+
+    def __init__(
+        self, model: StudentModel, tokenizer: StudentTokenizer, trie: ScoreTrie | None, max_new_tokens: int
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.trie = trie
+        self.max_new_tokens = max_new_tokens
+        self._instructions: dict[tuple[int, ...], DynamicCache] = {}
+
+    @torch.no_grad()
+    def decode(
+        self,
+        rows: Sequence[EncodedRow],
+        *,
+        batch_rows: int,
+        forced: bool = False,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> list[Decoded]:
+        """Decode rows, in the order given, batched by instruction and length.
+
+        The model's training mode and the random state are left as they were.
+
+        Args:
+            rows: Their completions, if any, are scored (`Decoded.nll`) and never seen by the decoding.
+            batch_rows: Rows decoded together.
+            forced: Whether the text may only be a valid answer.
+            advance: Called with the number of rows after each batch.
+        """
+        if forced and self.trie is None:
+            raise ValueError("forced decoding needs a trie")
+        decoded: dict[int, Decoded] = {}
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for batch in _batches(rows, batch_rows):
+                decoded.update(zip(batch, self._decode_batch([rows[index] for index in batch], forced), strict=True))
+                advance(len(batch))
+        finally:
+            self.model.train(was_training)
+        return [decoded[index] for index in range(len(rows))]
+
+    def _decode_batch(self, rows: Sequence[EncodedRow], forced: bool) -> list[Decoded]:
+        if self.trie is None:
+            texts = self._generate(rows)
+            return [Decoded(text, None, self._padded_nll(row)) for text, row in zip(texts, rows, strict=True)]
+        batch = _SkeletonBatch(self.model, self.trie, rows, self._instruction(rows[0]), self.tokenizer.pad_id)
+        log_p_BKV = torch.stack([batch.read_score(key) for key in range(len(self.trie.leads))], dim=1)
+        texts = [self.trie.completion([float(self.trie.values[leaf]) for leaf in leaves]) for leaves in batch.leaves]
+        if not forced:
+            batch.check_tail()
+            left = [index for index, agrees in enumerate(batch.agrees) if not agrees]
+            for index, text in zip(left, self._generate([rows[index] for index in left]), strict=True):
+                texts[index] = text
+        return [Decoded(*one) for one in zip(texts, log_p_BKV, batch.completion_nll(rows), strict=True)]
+
+    def _instruction(self, row: EncodedRow) -> DynamicCache | None:
+        ids = tuple(row.prompt_ids[: row.shared])
+        if ids and ids not in self._instructions:
+            self._instructions[ids] = encode_instruction(self.model, ids)
+        return self._instructions.get(ids)
+
+    def _generate(self, rows: Sequence[EncodedRow]) -> list[list[int]]:
+        if not rows:
+            return []
+        return generate(self.model, [row.prompt_ids for row in rows], self.tokenizer, self.max_new_tokens)
+
+    def _padded_nll(self, row: EncodedRow) -> float:
+        if not row.completion_ids:
+            return 0.0
+        batch = PaddedCollator(self.tokenizer.pad_id)([row._asdict()])
+        return float(completion_nll(self.model, {name: x.to(self.model.device) for name, x in batch.items()})[0])
 
 
-def measure_latency_ms(
-    model: StudentModel,
-    prompts: Sequence[Sequence[int]],
-    tokenizer: StudentTokenizer,
-    *,
-    max_new_tokens: int,
-) -> list[float]:
-    """Milliseconds from prompt ids to answer ids of each prompt, one at a time, after one that warms up."""
+class _SkeletonBatch:
+    """A batch of rows on its way through the answer, a score a pass. B rows, W columns of a pass, V values.
+
+    `drafts` are the tokens each row is fed next: the rest of a value behind its branches, and the fixed tokens up to
+    the next score.
+    """
+
+    def __init__(
+        self,
+        model: StudentModel,
+        trie: ScoreTrie,
+        rows: Sequence[EncodedRow],
+        instruction: DynamicCache | None,
+        pad_id: int,
+    ) -> None:
+        self.prompts = PromptCache(model, instruction, len(rows))
+        self.trie = trie
+        self.pad_id = pad_id
+        self.requests = [row.prompt_ids[row.shared :] for row in rows]
+        self.drafts = [[*request, *trie.leads[0]] for request in self.requests]
+        self.leaves: list[list[int]] = [[] for _ in rows]
+        """Per row the forced greedy answers so far, as indices of values."""
+        self.agrees = [True] * len(rows)
+        """Whether every token so far is what the model says freely."""
+
+    def read_score(self, key: int) -> torch.Tensor:
+        """Feed the drafts and the branches of a score; take its answer; log-probabilities (B, V), on the CPU."""
+        runs = [Run([self.pad_id])]
+        read_at = add_branches(runs, 0, self.trie)  # the same runs behind every draft
+        branches = len(runs) - 1
+        logits = self._feed([[draft, *runs[1:]] for draft in map(Run, self.drafts)], branches)
+        slot = logits.shape[1] - branches - 1
+        key_B = torch.full((len(self.drafts),), key, device=logits.device)
+        logits_BMV = logits[:, [slot + run for run in read_at]]
+        leaf_B = greedy_leaf(logits_BMV, key_B, self.trie).tolist()
+        free_BW = logits[:, slot:].argmax(-1).tolist()
+        following = self.trie.leads[key + 1] if key + 1 < len(self.trie.leads) else self.trie.tail
+        inside_B = [self.trie.inside(leaf) for leaf in leaf_B]
+        for row, (leaf, inside, free) in enumerate(zip(leaf_B, inside_B, free_BW, strict=True)):
+            expected = [*self.trie.paths[leaf], *following]
+            self.agrees[row] &= [free[0], *(free[branch + 1] for branch in inside)] == expected[: len(inside) + 1]
+            self.leaves[row].append(leaf)
+            self.drafts[row] = expected[len(inside) :]
+        self.prompts.see([[branch - branches for branch in inside] for inside in inside_B])
+        return leaf_log_probs(logits_BMV, key_B, self.trie).cpu()
+
+    def check_tail(self) -> None:
+        """Feed what follows the last score, to see whether the model agrees with it down to the end token."""
+        self._feed([[Run(draft)] for draft in self.drafts], 0)
+
+    def completion_nll(self, rows: Sequence[EncodedRow]) -> list[float]:
+        """Summed negative log-likelihood of each row's own completion behind its prompt; 0 where it has none."""
+        if not any(row.completion_ids for row in rows):
+            return [0.0] * len(rows)
+        scored = [Run(row.completion_ids[:-1] or [self.pad_id]) for row in rows]
+        chunk = chunk_of([lay_out([run]) for run in scored], self.pad_id)
+        logits = self.prompts.feed(chunk, chunk.ids_BW.shape[1], self.request_BC)
+        nll = []
+        for row, run, first_V, logits_WV in zip(rows, scored, self.after_request_BV, logits, strict=True):
+            logits_TV = torch.cat([first_V[None], logits_WV[-len(run.ids) :]])[: len(row.completion_ids)]
+            wanted_T = torch.tensor(row.completion_ids, dtype=torch.long, device=logits.device)
+            nll.append(float(functional.cross_entropy(logits_TV.float(), wanted_T, reduction="sum")))
+        return nll
+
+    def _feed(self, runs_B: Sequence[Sequence[Run]], branches: int) -> torch.Tensor:
+        """Feed each row its draft, the first of its runs, and the branches behind it; note whether the drafted tokens
+        are the model's own. Logits of the columns from the one that predicts the first token of the answer on."""
+        first = not self.leaves[0]
+        chunk = chunk_of([lay_out(runs) for runs in runs_B], self.pad_id)
+        keep = 1 + len(self.trie.leads[0]) + branches if first else chunk.ids_BW.shape[1]
+        logits = self.prompts.feed(chunk, keep)
+        if first:
+            self.after_request_BV = logits[:, 0]
+            lead = len(self.trie.leads[0]) + branches
+            self.prompts.see([range(-lead - len(request), -lead) for request in self.requests])
+            self.request_BC = self.prompts.seen_BC.clone()
+        end = keep - branches
+        free_BW = logits[:, :end].argmax(-1).tolist()
+        for row, (draft, free) in enumerate(zip(self.drafts, free_BW, strict=True)):
+            checked = min(len(draft), end)
+            self.agrees[row] &= free[end - checked : end - 1] == draft[len(draft) - checked + 1 :]
+        self.prompts.see([range(-branches - len(draft), -branches) for draft in self.drafts])
+        return logits
+
+
+def measure_latency_ms(decoder: Decoder, rows: Sequence[EncodedRow], *, forced: bool) -> list[float]:
+    """Milliseconds from prompt ids to the answer of each row, one at a time, after one that warms up.
+
+    The instruction is encoded already, as it is in a server.
+    """
     latencies = []
-    for prompt in [*prompts[:1], *prompts]:
+    for row in [*rows[:1], *rows]:
+        asked = row._replace(completion_ids=[])
         started = time.perf_counter()
-        greedy_decode(model, [prompt], tokenizer, max_new_tokens=max_new_tokens, batch_rows=1)
+        decoder.decode([asked], batch_rows=1, forced=forced)
         latencies.append((time.perf_counter() - started) * 1000)
     return latencies[1:]
 
 
-def _generate(
+def _batches(rows: Sequence[EncodedRow], batch_rows: int) -> list[list[int]]:
+    """Indices of rows that have their instruction in common, and are of similar length."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index in sorted(range(len(rows)), key=lambda index: len(rows[index].prompt_ids)):
+        groups.setdefault(tuple(rows[index].prompt_ids[: rows[index].shared]), []).append(index)
+    return [
+        group[start : start + batch_rows] for group in groups.values() for start in range(0, len(group), batch_rows)
+    ]
+
+
+def generate(
     model: StudentModel, prompts: Sequence[Sequence[int]], tokenizer: StudentTokenizer, max_new_tokens: int
 ) -> list[list[int]]:
+    """The free greedy text of prompts by the model's own `generate`: what the draft has to agree with."""
     width = max(map(len, prompts))
     input_ids = torch.tensor([[tokenizer.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    generate: Any = model.generate
-    output = generate(
+    model_generate: Any = model.generate
+    output = model_generate(
         input_ids=input_ids.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=max_new_tokens,

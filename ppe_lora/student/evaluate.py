@@ -22,20 +22,14 @@ from ppe_lora.evaluation.metrics import (
     score,
 )
 from ppe_lora.recipe.schema import Evaluate
-from ppe_lora.student.collate import Collator, PackedCollator, PaddedCollator, completion_nll, forward_logits
-from ppe_lora.student.decode import answer_token_limit, greedy_decode, measure_latency_ms
+from ppe_lora.student.decode import Decoded, Decoder, answer_token_limit, measure_latency_ms
 from ppe_lora.student.encode import EncodedRow, encode_rows
 from ppe_lora.student.load import StudentModel
-from ppe_lora.student.objective import slot_log_probs
 from ppe_lora.student.posterior import crps, deviation, mean, quantile
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import Answer, Rejected, ScoresTask
-
-_LOSS_ROWS = 8
-_POSTERIOR_ROWS = 4
-"""Rows in a pack of the evaluation: attention in a pack costs the square of its length."""
 
 
 class EncodedSplit(NamedTuple):
@@ -77,64 +71,44 @@ def evaluate_student(
     task: ScoresTask,
     tokenizer: StudentTokenizer,
     settings: Evaluate,
-    trie: ScoreTrie,
-    packs: bool,
+    trie: ScoreTrie | None,
 ) -> Evaluation:
     """Decode every row of a split once, over all processes, and score the answers.
 
     All processes return the same evaluation. `valid_loss` is the summed negative log-likelihood over the summed
     completion tokens, in nats, whatever the batching. `train_mean_mse_norm` and `constant_mse_norm` are what the two
-    trivial predictors get on the same rows.
+    trivial predictors get on the same rows. Latencies are those of an answer as a server gives it: forced, or
+    `generate` where there is no trie.
 
     Args:
         model: The bare model, without distributed wrappers; its training mode is restored.
         split: The rows to decode.
         train_NK: Training targets in task units, for the trivial predictor.
-        trie: The trie of the task and tokenizer.
-        packs: Whether the model computes packs exactly (`collate.packs_exactly`); the posterior needs it.
+        trie: The trie of the task and tokenizer; None where the model does not compute packs exactly
+            (`collate.packs_exactly`): then there are no distributions.
     """
-    state = processes()
-    mine = range(state.process_index, len(split.rows), state.num_processes)
-    limit = answer_token_limit(task, tokenizer)
-    with progress("decoding", len(mine), visible=state.is_main_process) as advance:
-        ids = greedy_decode(
-            model,
-            [split.encoded[index].prompt_ids for index in mine],
-            tokenizer,
-            max_new_tokens=limit,
-            batch_rows=settings.batch_rows,
-            advance=advance,
-        )
-    collate = PackedCollator() if packs else PaddedCollator(tokenizer.pad_id)
-    sums = gather_object([_summed_nll(model, [split.encoded[index] for index in mine], collate)])
-    decoded: dict[int, list[int]] = dict(gather_object(list(zip(mine, ids, strict=True))))
-    outcomes = [task.parse(tokenizer.decode(decoded[index])) for index in range(len(split.rows))]
+    decoder = Decoder(model, tokenizer, trie, answer_token_limit(task, tokenizer))
+    decoded = _decode_shared(decoder, split.encoded, settings.batch_rows)
+    texts = [tokenizer.decode(one.ids) for one in decoded]
+    outcomes = [task.parse(text) for text in texts]
     target_NK = as_matrix([row.target for row in split.rows], task)
-    timed = split.encoded[: settings.latency_rows] if state.is_main_process else []
-    latencies = measure_latency_ms(model, [row.prompt_ids for row in timed], tokenizer, max_new_tokens=limit)
+    timed = split.encoded[: settings.latency_rows] if processes().is_main_process else []
     metrics = {
         **score(outcomes, target_NK, task),
-        **latency_metrics(gather_object(latencies)),
-        "valid_loss": sum(one for one, _ in sums) / sum(count for _, count in sums),
+        **latency_metrics(gather_object(measure_latency_ms(decoder, timed, forced=trie is not None))),
+        "valid_loss": sum(one.nll for one in decoded) / sum(len(row.completion_ids) for row in split.encoded),
         "train_mean_mse_norm": train_mean_mse_norm(train_NK, target_NK, task),
         "constant_mse_norm": constant_mse_norm(target_NK, task),
         "rows_too_long": float(split.too_long),
     }
+    predictions = [_prediction(*one, task) for one in zip(split.rows, texts, outcomes, strict=True)]
+    posteriors = [one.log_p_KV for one in decoded if one.log_p_KV is not None]
+    if trie is not None:
+        metrics |= posterior_metrics(posteriors, target_NK, task, trie)
+        shown = [_posterior_shown(log_p_KV, task, trie) for log_p_KV in posteriors]
+        predictions = [prediction | own for prediction, own in zip(predictions, shown, strict=True)]
     accepted = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Answer)]
     predicted_NK = np.array([outcome.values for outcome in outcomes if isinstance(outcome, Answer)])
-    predictions = [
-        _prediction(row, tokenizer.decode(decoded[index]), outcomes[index], task)
-        for index, row in enumerate(split.rows)
-    ]
-    if packs:
-        own = posterior_of(model, [split.encoded[index] for index in mine], [outcomes[index] for index in mine], trie)
-        by_row = dict(gather_object(list(zip(mine, own, strict=True))))
-        posteriors = [by_row[index] for index in range(len(split.rows))]
-        metrics |= posterior_metrics(posteriors, target_NK, task, trie)
-        predictions = [
-            shown | _posterior_shown(log_p_KV, task, trie)
-            for shown, log_p_KV in zip(predictions, posteriors, strict=True)
-        ]
     return Evaluation(metrics, predictions, collapse_warnings(predicted_NK, target_NK[accepted], task))
 
 
@@ -145,54 +119,14 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     write_json(folder / "eval_metrics.json", evaluation.metrics)
 
 
-@torch.no_grad()
-def _summed_nll(model: StudentModel, rows: Sequence[EncodedRow], collate: Collator) -> tuple[float, int]:
-    order = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.completion_ids))
-    was_training = model.training
-    model.eval()
-    nll, tokens = 0.0, 0
-    try:
-        for start in range(0, len(order), _LOSS_ROWS):
-            batch = collate([row._asdict() for row in order[start : start + _LOSS_ROWS]])
-            batch_nll, batch_tokens = completion_nll(model, {name: x.to(model.device) for name, x in batch.items()})
-            nll += float(batch_nll)
-            tokens += int(batch_tokens)
-    finally:
-        model.train(was_training)
-    return nll, tokens
-
-
-@torch.no_grad()
-def posterior_of(
-    model: StudentModel, rows: Sequence[EncodedRow], outcomes: Sequence[Answer | Rejected], trie: ScoreTrie
-) -> list[torch.Tensor]:
-    """The exact distributions of all scores of each row: log-probabilities (K, V), float32, on the CPU.
-
-    A score is conditioned on the row's own greedy answers to the keys before it; where the text was rejected, on the
-    middle of the range.
-    """
-    collate = PackedCollator(trie)
-    middle = len(trie.values) // 2
-    asked = []
-    for row, outcome in zip(rows, outcomes, strict=True):
-        leaves = [middle] * len(trie.leads)
-        if isinstance(outcome, Answer):
-            leaves = [trie.leaf_of(value) for value in outcome.values]
-        asked.append({**row._asdict(), "leaves": leaves})
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt_ids))
-    found: dict[int, torch.Tensor] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(order), _POSTERIOR_ROWS):
-            chunk = order[start : start + _POSTERIOR_ROWS]
-            batch = {name: x.to(model.device) for name, x in collate([asked[index] for index in chunk]).items()}
-            logits, columns = forward_logits(model, batch)
-            log_p_SV = slot_log_probs(logits, columns, batch, trie).cpu()
-            found.update(zip(chunk, log_p_SV.split(len(trie.leads)), strict=True))
-    finally:
-        model.train(was_training)
-    return [found[index] for index in range(len(rows))]
+def _decode_shared(decoder: Decoder, rows: Sequence[EncodedRow], batch_rows: int) -> list[Decoded]:
+    """Decode rows, each on one of the processes; all of them get all results."""
+    state = processes()
+    mine = range(state.process_index, len(rows), state.num_processes)
+    with progress("decoding", len(mine), visible=state.is_main_process) as advance:
+        own = decoder.decode([rows[index] for index in mine], batch_rows=batch_rows, advance=advance)
+    by_row: dict[int, Decoded] = dict(gather_object(list(zip(mine, own, strict=True))))
+    return [by_row[index] for index in range(len(rows))]
 
 
 def posterior_metrics(

@@ -19,11 +19,25 @@ def leaf_log_probs(logits_SMV: torch.Tensor, key_S: torch.Tensor, trie: ScoreTri
         trie: The trie of the task and tokenizer.
     """
     device = logits_SMV.device
-    children_SMC = trie.children.to(device)[key_S]
-    logits_SMC = logits_SMV.gather(2, children_SMC).float()
-    choice_SMC = logits_SMC.masked_fill(~trie.legal.to(device), float("-inf")).log_softmax(-1)
+    choice_SMC = _choice_logits(logits_SMV, key_S, trie).log_softmax(-1)
     step_SVD = choice_SMC[:, trie.step_choice.to(device), trie.step_child.to(device)]
     return step_SVD.masked_fill(~trie.steps.to(device), 0.0).sum(-1)
+
+
+def greedy_leaf(logits_SMV: torch.Tensor, key_S: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
+    """The value that greedy decoding among the legal tokens writes, as its index, shape (S,). Not always the most
+    probable value: a token at a time, it takes the likeliest beginning. Arguments as in `leaf_log_probs`."""
+    device = logits_SMV.device
+    best_SM = _choice_logits(logits_SMV, key_S, trie).argmax(-1)
+    taken_SVD = best_SM[:, trie.step_choice.to(device)] == trie.step_child.to(device)
+    return (taken_SVD | ~trie.steps.to(device)).all(-1).int().argmax(-1)
+
+
+def _choice_logits(logits_SMV: torch.Tensor, key_S: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
+    """Logits of the children at each choice, (S, M, C), float32; -inf where there is none."""
+    children_SMC = trie.children.to(logits_SMV.device)[key_S]
+    logits_SMC = logits_SMV.gather(2, children_SMC).float()
+    return logits_SMC.masked_fill(~trie.legal.to(logits_SMV.device), float("-inf"))
 
 
 def mean(log_p_SV: torch.Tensor, values_V: torch.Tensor) -> torch.Tensor:

@@ -52,9 +52,9 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     split = encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens)
     train_rows = read_rows(split_path(data_dir, "train"), recipe.task)
     train_NK = as_matrix([row.target for row in train_rows], recipe.task)
-    trie = build_trie(recipe.task, tokenizer)
     packs = packs_exactly(model, split.encoded, tokenizer.pad_id)
-    result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie, packs)
+    trie = build_trie(recipe.task, tokenizer) if packs else None
+    result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie)
     if state.is_main_process:
         write_evaluation(folder, result)
         write_text(run_dir / "worst_cases.csv", _worst_cases(result, recipe))

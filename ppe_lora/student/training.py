@@ -139,7 +139,9 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
     collate = _collator(recipe, trie, packs, tokenizer.pad_id)
     if not is_exhausted(epoch_metrics(run_dir), recipe):
         with Checkpoints(recipe.train.checkpoint_minutes) as checkpoints:
-            evaluation = EpochEvaluation(recipe, run_dir, valid_split, train_NK, tokenizer, trie, packs, checkpoints)
+            evaluation = EpochEvaluation(
+                recipe, run_dir, valid_split, train_NK, tokenizer, trie if packs else None, checkpoints
+            )
             rows = train_split.batch_rows(trie)
             trainer = _trainer(model, config, rows, collate, [evaluation, checkpoints], recipe, run_dir)
             steps = _total_steps(recipe, len(train_split.rows))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ppe_lora.errors import ModelError
+from ppe_lora.student.layout import Run
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.tasks.scores import ScoresTask
 
@@ -67,6 +68,29 @@ class ScoreTrie(NamedTuple):
         for lead, value in zip(self.leads, values, strict=True):
             parts += [*lead, *self.paths[self.leaf_of(value)]]
         return [*parts, *self.tail]
+
+    def inside(self, leaf: int) -> list[int]:
+        """The branches on a value's path, in order: the tokens of it that `add_branches` lays out."""
+        path: list[int] = []
+        for token in self.paths[leaf]:
+            parent = path[-1] if path else None
+            found = [at for at, branch in enumerate(self.branches) if branch[:2] == (token, parent)]
+            if not found:
+                break
+            path += found
+        return path
+
+
+def add_branches(runs: list[Run], slot: int, trie: ScoreTrie) -> list[int]:
+    """Append the branches of a score behind `runs[slot]`, each a run that nobody else sees; return, per choice, the
+    run at whose last token it is read."""
+    first = len(runs)
+    where = {0: slot}
+    for branch in trie.branches:
+        if branch.choice is not None:
+            where[branch.choice] = len(runs)
+        runs.append(Run([branch.token], slot if branch.parent is None else first + branch.parent))
+    return [where[choice] for choice in range(len(where))]
 
 
 def build_trie(task: ScoresTask, tokenizer: StudentTokenizer) -> ScoreTrie:

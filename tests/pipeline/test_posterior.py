@@ -8,10 +8,10 @@ from transformers import AutoModelForCausalLM
 
 from ppe_lora.errors import ModelError
 from ppe_lora.recipe.schema import Objective
-from ppe_lora.student.collate import PackedCollator, completion_nll
+from ppe_lora.student.collate import PackedCollator, completion_nll, forward_logits
 from ppe_lora.student.encode import encode_rows
-from ppe_lora.student.evaluate import encode_split, posterior_of
-from ppe_lora.student.objective import training_loss
+from ppe_lora.student.evaluate import encode_split
+from ppe_lora.student.objective import slot_log_probs, training_loss
 from ppe_lora.student.posterior import crps, deviation, mean, quantile
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
@@ -35,7 +35,8 @@ def test_one_pass_equals_every_value_scored_as_its_own_text(tmp_path, family):
     trie = build_trie(TASK, tokenizer)
     row = encode_rows(make_rows(1, seed=6), TASK, tokenizer, 512).encoded[0]
     answer = (37.0, 100.0)
-    (log_p_KV,) = posterior_of(model, [row], [Answer(answer)], trie)
+    leaves = [trie.leaf_of(value) for value in answer]
+    log_p_KV = one_pass(model, PackedCollator(trie)([{**row._asdict(), "leaves": leaves}]), trie)
     torch.testing.assert_close(log_p_KV.exp().sum(-1), torch.ones(2), rtol=0, atol=1e-5)
     for key in range(2):
         front = [*row.prompt_ids]
@@ -45,6 +46,12 @@ def test_one_pass_equals_every_value_scored_as_its_own_text(tmp_path, family):
         for leaf in (0, 3, 10, 42, 99, 100):
             expected = by_brute_force(model, front, trie, key, leaf)
             assert log_p_KV[key, leaf].item() == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def one_pass(model, batch, trie) -> torch.Tensor:
+    """Log-probabilities of all values of every slot of a pack, as training reads them: (S, V)."""
+    return slot_log_probs(*forward_logits(model, batch), batch, trie)
 
 
 @torch.no_grad()
@@ -88,7 +95,7 @@ def test_the_objective_is_its_formula(speaker):
     split = encode_split(make_rows(3, seed=9), TASK, tokenizer, 512)
     batch = PackedCollator(trie)(split.batch_rows(trie))
     gold = [Answer(tuple(map(float, row.target.values()))) for row in split.rows]
-    log_p = torch.cat(posterior_of(model, split.encoded, gold, trie)).double()
+    log_p = one_pass(model, batch, trie).double()
     raft = crps_sum = 0.0
     for probabilities, target in zip(log_p.exp().tolist(), [v for answer in gold for v in answer.values], strict=True):
         raft += ((sum(value * p for value, p in enumerate(probabilities)) - target) / 25) ** 2

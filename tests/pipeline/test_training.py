@@ -20,7 +20,6 @@ from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Evaluate
 from ppe_lora.student.callbacks import Checkpoints, _divergence, is_exhausted
 from ppe_lora.student.collate import PackedCollator, PaddedCollator, completion_nll, packs_exactly
-from ppe_lora.student.decode import answer_token_limit, greedy_decode
 from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.evaluate import encode_split, evaluate_student
 from ppe_lora.student.layout import IGNORED
@@ -175,26 +174,11 @@ def test_valid_loss_does_not_depend_on_the_batching(student):
     train_NK = as_matrix([row.target for row in split.rows], TASK)
     trie = build_trie(TASK, tokenizer)
     one, other = (
-        evaluate_student(model, split, train_NK, TASK, tokenizer, Evaluate(batch_rows=n, latency_rows=0), trie, packs)
-        for n, packs in ((1, True), (4, False))
+        evaluate_student(model, split, train_NK, TASK, tokenizer, Evaluate(batch_rows=n, latency_rows=0), given)
+        for n, given in ((1, trie), (4, None))
     )
     assert one.metrics["valid_loss"] == pytest.approx(other.metrics["valid_loss"], rel=1e-5)
     assert [row["text"] for row in one.predictions] == [row["text"] for row in other.predictions]
-
-
-def test_decoding_keeps_order_mode_and_random_state(student):
-    """Rows are batched by length: an answer given to another row's request would go unnoticed."""
-    model, tokenizer = student
-    prompts = [row.prompt_ids for row in encode_rows(make_rows(7, seed=5), TASK, tokenizer, 512).encoded]
-    limit = answer_token_limit(TASK, tokenizer)
-    model.train()
-    before = torch.get_rng_state()
-    together = greedy_decode(model, prompts, tokenizer, max_new_tokens=limit, batch_rows=3)
-    alone = [greedy_decode(model, [prompt], tokenizer, max_new_tokens=limit, batch_rows=1)[0] for prompt in prompts]
-    assert together == alone
-    assert model.training
-    assert torch.equal(torch.get_rng_state(), before)
-    assert limit == len(tokenizer.completion_ids(TASK.messages("x", "en"), '{"a":100,"b":100}')) + 8
 
 
 def test_test_rows_are_decoded_once_with_the_best_adapter(one_process, capsys):

@@ -1,0 +1,151 @@
+"""The drafted decoder against `generate`, brute force and the padded loss."""
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ppe_lora.recipe.schema import Student
+from ppe_lora.student.base import resolve_base
+from ppe_lora.student.collate import PaddedCollator, completion_nll
+from ppe_lora.student.decode import Decoder, answer_token_limit, generate, measure_latency_ms
+from ppe_lora.student.encode import encode_rows
+from ppe_lora.student.tokenizer import load_tokenizer
+from ppe_lora.student.trie import build_trie
+from ppe_lora.tasks.scores import Answer, ScoresTask
+from tests.pipeline.test_posterior import by_brute_force
+from tests.runs import TASK, make_rows, make_speaker
+from tests.tiny import tiny_llama, tiny_mistral, tiny_mistral3
+
+SIX = ScoresTask()
+HALF_TRAINED = 36
+"""Steps after which about half of the speaker's answers are valid."""
+BUILDERS = {
+    "mistral v3": lambda folder: tiny_mistral(folder, "v3"),
+    "mistral tekken": lambda folder: tiny_mistral(folder, "tekken"),
+    "ministral3": lambda folder: resolve_base(Student(model=str(tiny_mistral3(folder)))),
+    "llama": tiny_llama,
+}
+
+
+def decoder_for(folder, task=TASK) -> Decoder:
+    tokenizer = load_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    return Decoder(model, tokenizer, build_trie(task, tokenizer), answer_token_limit(task, tokenizer))
+
+
+def encoded(decoder, count, task=TASK, seed=3):
+    rng = random.Random(seed)
+    rows = [
+        row.model_copy(update={"target": {key: rng.randint(0, 100) for key in task.keys}})
+        for row in make_rows(count, seed)
+    ]
+    return list(encode_rows(rows, task, decoder.tokenizer, 512).encoded)
+
+
+def freely(decoder, rows) -> list[list[int]]:
+    return generate(decoder.model, [row.prompt_ids for row in rows], decoder.tokenizer, decoder.max_new_tokens)
+
+
+def test_free_text_is_what_generate_writes(tmp_path):
+    """500 rows of a model that is learning the format, valid and broken answers, down to the end token."""
+    decoder = decoder_for(make_speaker(tmp_path / "half", steps=HALF_TRAINED))
+    rows = encoded(decoder, 500)
+    expected = freely(decoder, rows)
+    valid = sum(isinstance(TASK.parse(decoder.tokenizer.decode(ids)), Answer) for ids in expected)
+    assert 50 < valid < 450  # both the draft and the fallback are needed
+    assert [one.ids for one in decoder.decode(rows, batch_rows=64)] == expected
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_forced_answers_and_distributions_by_brute_force(family, tmp_path, monkeypatch):
+    """An untrained model never says JSON; forced, it does, and each value has the probability of its own text."""
+    monkeypatch.setenv("PPE_LORA_CACHE", str(tmp_path / "cache"))
+    decoder = decoder_for(BUILDERS[family](tmp_path / "model"))
+    trie = decoder.trie
+    rows = encoded(decoder, 5)
+    free = decoder.decode(rows, batch_rows=3)
+    assert [one.ids for one in free] == freely(decoder, rows)
+    for row, one, unforced in zip(rows, decoder.decode(rows, batch_rows=3, forced=True), free, strict=True):
+        outcome = TASK.parse(decoder.tokenizer.decode(one.ids))
+        assert isinstance(outcome, Answer)
+        assert one.ids == trie.completion(outcome.values)
+        assert torch.equal(one.log_p_KV, unforced.log_p_KV)
+        torch.testing.assert_close(one.log_p_KV.exp().sum(-1), torch.ones(2), rtol=0, atol=1e-5)
+        front = list(row.prompt_ids)
+        for key, value in enumerate(outcome.values):
+            front += trie.leads[key]
+            for leaf in (0, 3, 10, 42, 99, 100):
+                assert one.log_p_KV[key, leaf].item() == pytest.approx(
+                    by_brute_force(decoder.model, front, trie, key, leaf), abs=1e-5
+                )
+            front += trie.paths[trie.leaf_of(value)]
+
+
+def test_completions_cost_what_they_cost_alone(speaker):
+    """Scored behind the cached prompts: the padded loss of each row, unmoved by the answers that were decoded."""
+    decoder = decoder_for(speaker)
+    rows = encoded(decoder, 7)
+    collate = PaddedCollator(decoder.tokenizer.pad_id)
+    with torch.no_grad():
+        alone = [float(completion_nll(decoder.model, collate([row._asdict()]))[0]) for row in rows]
+    assert [one.nll for one in decoder.decode(rows, batch_rows=4)] == pytest.approx(alone, rel=1e-5)
+    decoder.trie = None
+    assert [one.nll for one in decoder.decode(rows, batch_rows=4)] == pytest.approx(alone, rel=1e-5)
+
+
+def test_every_score_takes_one_pass(tmp_path, monkeypatch):
+    """Six scores: 7 passes forced and 8 free, the instruction's included, whatever the values are."""
+    decoder = decoder_for(tiny_mistral(tmp_path / "model", "v3"), SIX)
+    rows = encoded(decoder, 3, SIX)
+    passes = []
+    decoder.model.register_forward_hook(lambda *_: passes.append(1))
+    monkeypatch.setattr(decoder, "_generate", lambda rows: [[] for _ in rows])
+    for answer in ((0, 7, 10, 42, 99, 100), (100, 10, 100, 1, 0, 100)):
+        leaves = iter([decoder.trie.leaf_of(value) for value in answer])
+        monkeypatch.setattr(
+            "ppe_lora.student.decode.greedy_leaf", lambda *_, leaves=leaves: torch.full((3,), next(leaves))
+        )
+        passes.clear()
+        forced = decoder.decode(rows, batch_rows=3, forced=True)
+        assert [one.ids for one in forced] == [decoder.trie.completion(answer)] * 3
+        assert len(passes) == 6 + 1 + 1  # the scores, the instruction, the loss of the rows' own completions
+        decoder._instructions.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(decoder, "_generate", lambda rows: [[] for _ in rows])
+    passes.clear()
+    decoder.decode([row._replace(completion_ids=[]) for row in rows], batch_rows=3)
+    assert len(passes) == 6 + 1 + 1  # the scores, the instruction, the tail
+
+
+def test_two_instructions_and_none_in_one_call(speaker):
+    """Rows are batched by what they share; the order given comes back."""
+    decoder = decoder_for(speaker)
+    rows = encoded(decoder, 9)
+    rows[1::3] = [row._replace(shared=0) for row in rows[1::3]]
+    rows[2::3] = [row._replace(shared=row.shared - 3) for row in rows[2::3]]
+    assert [one.ids for one in decoder.decode(rows, batch_rows=2)] == freely(decoder, rows)
+
+
+def test_decoding_leaves_no_trace(speaker):
+    """Training mode and random state are as before."""
+    decoder = decoder_for(speaker)
+    decoder.model.train()
+    before = torch.random.get_rng_state()
+    latencies = measure_latency_ms(decoder, encoded(decoder, 2), forced=True)
+    assert len(latencies) == 2
+    assert min(latencies) > 0
+    assert decoder.model.training
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_values_with_sign_and_decimals(tmp_path):
+    """Values of up to four tokens, with tokens that only one may follow: distributions of one pass, valid answers."""
+    task = ScoresTask(keys=("a", "b"), low=-5, high=5, decimals=1)
+    decoder = decoder_for(tiny_llama(tmp_path / "model"), task)
+    rows = [row._replace(completion_ids=[]) for row in encoded(decoder, 3)]
+    for one in decoder.decode(rows, batch_rows=3, forced=True):
+        outcome = task.parse(decoder.tokenizer.decode(one.ids))
+        assert isinstance(outcome, Answer)
+        torch.testing.assert_close(one.log_p_KV.exp().sum(-1), torch.ones(2), rtol=0, atol=1e-5)

@@ -12,7 +12,8 @@ _ENGLISH_NUMBER = re.compile(
     r"|nought|nil|one (?:out of|on (?:a|the)|point|percent|per cent|hundred|thousand)"
     r"|(?:level|score|rating|number) one)(?:s|ish)?\b"
     r"|\b(?:low|mid|middle|high|upper|late|early)[ -](?:twent|thirt|fort|fift|sixt|sevent|eight|ninet)ies\b"
-    r"|\ba (?:quarter|third|fifth|tenth) of\b|\bone[ -](?:half|quarter|third|fifth|tenth)\b|\bmid-?point\b"
+    r"|\ba (?:quarter|third|fifth|tenth) (?:of|as|more|less|full|up)\b"
+    r"|\b(?:quart|dec)iles?\b|\bone[ -](?:half|quarter|third|fifth|tenth)\b|\bmid-?point\b"
     r"|\bhalf[ -]?way (?:up|mark|point|down)\b|\bhalf of (?:the|its|your)\b"
     r"|\bhalf[ -](?:full|strength|power|speed|volume|marks)\b"
     r"|\b(?:about|around|over|under|roughly|exactly|than|almost|nearly) half\b(?! (?:an|a|past|asleep|awake)\b)"
@@ -35,23 +36,27 @@ _HARMLESS_KANJI = re.compile(
     "|七夕|七輪|七転び|八起き|八重|八方|八つ当たり|十分|十色|不十分|百合|百均|百花|千鳥|千代|千葉|千歳|千切|千里|九州|四国"
     "|万華鏡|万能|万全|万感|千一夜|百貨店|八百屋|万年筆|三重|四重奏|真っ二つ|十五夜|十六夜|千夜一夜|二人三脚|一石二鳥|四苦八苦"
     "|二転三転|三者三様|五里霧中|七転八倒|八面六臂|再三|第[一二三]|二次会|三次会|三輪車|三寒四温|三昧|双六|十字|十八番|五十音|八百万"
-    "|三十路|千秋|六本木|三軒茶屋|四谷|三宮|八王子|九十九里|[百千万](?:年|夜|日|人|回|歳|輪|羽)"
+    "|三十路|千秋|六本木|三軒茶屋|四谷|三毛|五十嵐|百鬼|九官鳥|七面鳥|三面鏡|千本桜|百人一首|千変万化|百発百中|九死一生|百獣|百足|千尋|四角|六角|八角|三宮|八王子|九十九里|[百千万](?:年|夜|日|人|回|歳|輪|羽)"
     f"|(?:[一二三四五六七八九]?十[一二三四五六七八九]?|[一二三四五六七八九数何])(?:{_COUNTERS})|[〇一二三四五六七八九十]{{2,3}}年代"
     "|零[れしすさ]"
 )
 _KANA_DIGIT = "(?:いち|に|さん|よん|ご|ろく|なな|しち|はち|きゅう)"
 _JAPANESE_NUMBER = re.compile(
     f"[{_DIGIT_KANJI}](?:ぱーせんと|ぽいんと|段階|以上|以下|程度|前後|くらい|ぐらい|点|割|倍|つ星)"
-    f"|[{_DIGIT_KANJI}]{{2,}}|[〇二三四五六七八九十百千万零]"
+    f"|[{_DIGIT_KANJI}]{{2,}}|[〇二三四五六七八九十百千万零廿卅弐]"
     "|(?:れべる|すこあ|点数|数値)[はがをに]?(?:一|いち|さん|よん|ろく|なな|しち|はち|きゅう|じゅう)"
     f"|{_KANA_DIGIT}じゅ[うっ](?:点|てん|ぱーせんと|くらい|ぐらい|{_KANA_DIGIT})"
     "|(?:よん|ろく|なな|しち|はち|きゅう)じゅ[うっ]|(?:ひゃく|ぜろ|れい)(?:点|てん|ぱーせんと)|ぱーせんと|ぜろ(?!から)"
-    f"|{_KANA_DIGIT}(?:わり|割)(?:くらい|ぐらい|ほど|の|で|に|$)|いちから(?:じゅう|ひゃく)"
+    "|(?:いち|さん|よん|ろく|なな|しち|はち|きゅう)(?:わり(?!と|かし|び|ば)|割)|(?:に|ご)わり(?:くらい|ぐらい|ほど|の|で|$)"
+    "|[上下]から[二三四五六七八九]番目|くぉーたー(?:くらい|ぐらい|に|で)"
+    "|(?:ふた|みっ|よっ|いつ|むっ|なな|やっ|ここの)つ(?:ぶん|くらい|ぐらい|ほど|のうち|ちゅう)|いちから(?:じゅう|ひゃく)"
     f"|{_KANA_DIGIT}ぶんの{_KANA_DIGIT}|{_KANA_DIGIT}(?:点|てん)(?:くらい|ぐらい|で|の|台)"
     "|(?:とぅえん|さー|ふぉー|ふぃふ|しっくす|せぶん|えい|ないん)てぃ|はんどれっど"
-    "|(?:半分|はんぶん)(?:くらい|ぐらい|ほど|程度|以上|以下|だけ|でいい|の(?:力|強さ|速さ|音量|量|勢い|てんしょん)|まで|に(?:上|下|抑|絞))|(?:目盛り?|つまみ|音量|範囲)の?(?:半分|真ん中|中央)|満点|半々|五分五分|(?:真ん中|中間)(?:くらい|ぐらい|あたり)"
+    "|(?:半分|はんぶん)(?:ずつ|くらい|ぐらい|ほど|程度|以上|以下|だけ|でいい|の(?:力|強さ|速さ|音量|量|勢い|てんしょん)|まで|に(?:上|下|抑|絞))|(?:目盛り?|つまみ|音量|範囲)の?(?:半分|真ん中|中央)|満点|半々|五分五分|(?:真ん中|中間)(?:くらい|ぐらい|あたり)"
 )
-_SPELLED_OUT = re.compile(r"(?<!\w)\w(?:([ ・.\-_*])\w(?:\1\w)+)(?!\w)")
+_SPELLED_OUT = re.compile(r"(?<!\w)(?:\w(?: \w){2,}|\w{1,2}(?:([・.\-_*])\w{1,2})(?:\1\w{1,2})+)(?!\w)")
+_INVISIBLE = re.compile("[\u00ad\u034f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+_LOOK_ALIKES = str.maketrans("аеорсухіѕіɑοαν", "aeopcyxisiaoav")
 _HIRAGANA = {code: code - 0x60 for code in range(0x30A1, 0x30F7)}
 _SUFFIXES = (("ness", ""), ("ity", ""), ("th", ""), ("ia", "ic"), ("y", "etic"))
 """How English makes a noun of an adjective: the key `warmth` is made from `warm`, `nostalgia` goes with `nostalgic`."""
@@ -83,7 +88,10 @@ def find_number(request: str) -> str | None:
 
 def _plain(request: str) -> str:
     """NFKC, lower case, words spelled out ("s e v e n") and drawn out ("sooo") put together, katakana as hiragana."""
-    text = _SPELLED_OUT.sub(lambda found: found.group().replace(found.group(1), ""), normalize("NFKC", request).lower())
+    visible = normalize("NFKC", _INVISIBLE.sub("", request)).lower()
+    if re.search("[a-z]", visible):
+        visible = visible.translate(_LOOK_ALIKES)
+    text = _SPELLED_OUT.sub(lambda found: re.sub(r"[ ・.\-_*]", "", found.group()), visible)
     return re.sub(r"([a-z])\1{2,}", r"\1", text).translate(_HIRAGANA)
 
 

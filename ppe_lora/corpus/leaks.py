@@ -17,8 +17,15 @@ _ENGLISH_NUMBER = re.compile(
     r"|\bhalf[ -]?way (?:up|mark|point|down)\b|\bhalf of (?:the|its|your)\b"
     r"|\bhalf[ -](?:full|strength|power|speed|volume|marks)\b"
     r"|\b(?:about|around|over|under|roughly|exactly|than|almost|nearly) half\b(?! (?:an|a|past|asleep|awake)\b)"
+    r"|\b(?:top|bottom|middle|upper|lower) (?:half|third|quarter|fifth|tenth)\b|\bhalf [\w-]+,? half [\w-]+"
     r"|\b(?:single|double|triple) digits?\b|\b(?:full|top) marks\b|\bperfect score\b"
     r"|\b(?:top|bottom|middle|cent(?:re|er)|half|end) (?:of )?the (?:scale|range|meter|dial|gauge|slider)\b"
+)
+_HARMLESS_ENGLISH = re.compile(
+    r"\b(?:cloud nine|(?:at )?sixes and sevens|to the nines|nine lives|seven seas|seventh heaven|on all fours"
+    r"|two left feet|two cents"
+    r"|high five|take five|nine to five|four seasons|four[- ]leaf|(?:thanks|like|one in) a million|million bucks"
+    r"|two of us|you two|we two|us two|both two|ten[- ]gallon|six[- ]string|twelve[- ]bar|twelve[- ]string)\b"
 )
 _ROMAN_NUMERAL = re.compile(
     r"(?<![A-Za-z])(?=[IVX]{2})X{0,3}(?:IX|IV|V?I{0,3})(?![A-Za-z])"
@@ -35,7 +42,8 @@ _HARMLESS_KANJI = re.compile(
     "|二度と|二度寝|二胡|二の次|無二|二重|二つ返事|三味線|三角|三つ編み|三日坊主|四季|四六時中|四方|四つ葉|四つ角|五感|五線|六弦"
     "|七夕|七輪|七転び|八起き|八重|八方|八つ当たり|十分|十色|不十分|百合|百均|百花|千鳥|千代|千葉|千歳|千切|千里|九州|四国"
     "|万華鏡|万能|万全|万感|千一夜|百貨店|八百屋|万年筆|三重|四重奏|真っ二つ|十五夜|十六夜|千夜一夜|二人三脚|一石二鳥|四苦八苦"
-    "|二転三転|三者三様|五里霧中|七転八倒|八面六臂|再三|第[一二三]|二次会|三次会|三輪車|三寒四温|三昧|双六|十字|十八番|五十音|八百万"
+    "|尺八|一か八か|三度の飯|百も承知|三文|三つ巴|千差万別|百戦錬磨|千載一遇|万事|万歳|万国|百面相|七不思議|七福神|七味|五臓六腑"
+    "|二刀流|二股|三羽烏|五目|八景|百薬|二転三転|三者三様|五里霧中|七転八倒|八面六臂|再三|第[一二三]|二次会|三次会|三輪車|三寒四温|三昧|双六|十字|十八番|五十音|八百万"
     "|三十路|千秋|六本木|三軒茶屋|四谷|三毛|五十嵐|百鬼|九官鳥|七面鳥|三面鏡|千本桜|百人一首|千変万化|百発百中|九死一生|百獣|百足|千尋|四角|六角|八角|三宮|八王子|九十九里|[百千万](?:年|夜|日|人|回|歳|輪|羽)"
     f"|(?:[一二三四五六七八九]?十[一二三四五六七八九]?|[一二三四五六七八九数何])(?:{_COUNTERS})|[〇一二三四五六七八九十]{{2,3}}年代"
     "|零[れしすさ]"
@@ -45,14 +53,14 @@ _JAPANESE_NUMBER = re.compile(
     f"[{_DIGIT_KANJI}](?:ぱーせんと|ぽいんと|段階|以上|以下|程度|前後|くらい|ぐらい|点|割|倍|つ星)"
     f"|[{_DIGIT_KANJI}]{{2,}}|[〇二三四五六七八九十百千万零廿卅弐]"
     "|(?:れべる|すこあ|点数|数値)[はがをに]?(?:一|いち|さん|よん|ろく|なな|しち|はち|きゅう|じゅう)"
-    f"|{_KANA_DIGIT}じゅ[うっ](?:点|てん|ぱーせんと|くらい|ぐらい|{_KANA_DIGIT})"
+    f"|{_KANA_DIGIT}じゅ[うっ](?:点|てん|ぱー|くらい|ぐらい|{_KANA_DIGIT})"
     "|(?:よん|ろく|なな|しち|はち|きゅう)じゅ[うっ]|(?:ひゃく|ぜろ|れい)(?:点|てん|ぱーせんと)|ぱーせんと|ぜろ(?!から)"
     "|(?:いち|さん|よん|ろく|なな|しち|はち|きゅう)(?:わり(?!と|かし|び|ば)|割)|(?:に|ご)わり(?:くらい|ぐらい|ほど|の|で|$)"
     "|[上下]から[二三四五六七八九]番目|くぉーたー(?:くらい|ぐらい|に|で)"
     "|(?:ふた|みっ|よっ|いつ|むっ|なな|やっ|ここの)つ(?:ぶん|くらい|ぐらい|ほど|のうち|ちゅう)|いちから(?:じゅう|ひゃく)"
     f"|{_KANA_DIGIT}ぶんの{_KANA_DIGIT}|{_KANA_DIGIT}(?:点|てん)(?:くらい|ぐらい|で|の|台)"
     "|(?:とぅえん|さー|ふぉー|ふぃふ|しっくす|せぶん|えい|ないん)てぃ|はんどれっど"
-    "|(?:半分|はんぶん)(?:ずつ|くらい|ぐらい|ほど|程度|以上|以下|だけ|でいい|の(?:力|強さ|速さ|音量|量|勢い|てんしょん)|まで|に(?:上|下|抑|絞))|(?:目盛り?|つまみ|音量|範囲)の?(?:半分|真ん中|中央)|満点|半々|五分五分|(?:真ん中|中間)(?:くらい|ぐらい|あたり)"
+    "|(?:半分|はんぶん)(?:ずつ|くらい|ぐらい|ほど|程度|以上|以下|だけ|でいい|の(?:力|強さ|速さ|音量|量|勢い|てんしょん)|まで|に(?:上|下|抑|絞|落|減|し))|(?:目盛り?|つまみ|音量|範囲)の?(?:半分|真ん中|中央)|満点|半々|五分五分|(?:真ん中|中間)(?:くらい|ぐらい|あたり)"
 )
 _SPELLED_OUT = re.compile(r"(?<!\w)(?:\w(?: \w){2,}|\w{1,2}(?:([・.\-_*])\w{1,2})(?:\1\w{1,2})+)(?!\w)")
 _INVISIBLE = re.compile("[\u00ad\u034f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
@@ -80,7 +88,7 @@ def find_number(request: str) -> str | None:
     if signs:
         return signs.group()
     plain = _plain(request)
-    found = _ENGLISH_NUMBER.search(plain)
+    found = _ENGLISH_NUMBER.search(_HARMLESS_ENGLISH.sub(" ", plain))
     if found is None:
         found = _JAPANESE_NUMBER.search(_HARMLESS_KANJI.sub(" ", plain))
     return found.group() if found else None

@@ -97,6 +97,19 @@ def demo(fresh: Fresh = False) -> None:
 
 
 @app.command()
+def estimate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Training rows; by default what the recipe asks for.")] = None,
+) -> None:
+    """Say what memory and time a recipe takes, here and on usual cards, before it runs."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.estimate(load_recipe(recipe, overrides or ()), rows)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine can do, and which shipped recipes fit it."""
     from ppe_lora import pipeline

@@ -125,7 +125,8 @@ def doctor(recipes: Path) -> None:
     from rich.table import Table
 
     from ppe_lora.recipe import load_recipe
-    from ppe_lora.student.machine import describe_machine, fits
+    from ppe_lora.student.estimate import fit_here
+    from ppe_lora.student.machine import describe_machine
 
     machine = Table("what", "found", "remark")
     for fact in describe_machine():
@@ -133,6 +134,46 @@ def doctor(recipes: Path) -> None:
     console.print(machine)
     shipped = Table("recipe", "fits", "why")
     for path in sorted(recipes.rglob("*.yaml")):
-        fit, why = fits(load_recipe(path))
+        fit, why = fit_here(load_recipe(path))
         shipped.add_row(str(path), "[green]yes[/green]" if fit else "[red]no[/red]", why)
     console.print(shipped)
+
+
+def estimate(recipe: Recipe, rows: int | None) -> None:
+    """Print memory, speed and time of a recipe's training, on this machine and on usual cards, before it runs.
+
+    Raises:
+        DataError: The number of rows cannot be known beforehand.
+        ModelError: The model's size is not known.
+    """
+    from rich.table import Table
+
+    from ppe_lora.errors import DataError, ModelError
+    from ppe_lora.student.estimate import CARDS, estimate, expected_rows, this_machine
+    from ppe_lora.student.machine import GB, model_size
+
+    size = model_size(recipe.student)
+    if size is None:
+        raise ModelError(f"{recipe.student.model}: unknown size; download it and name its folder")
+    counts = expected_rows(recipe) if rows is None else (rows, round(rows * 0.05))
+    if counts is None:
+        raise DataError("how many rows the import has is not known before it is read; give --rows")
+    table = Table(
+        "card", "memory", "fits", "rows/s", "training", "evaluation", title=f"{recipe.name}: {counts[0]:,} rows"
+    )
+    for card in (this_machine(), *CARDS):
+        told = estimate(recipe, size, card, train_rows=counts[0], valid_rows=counts[1])
+        table.add_row(
+            card.name,
+            f"{told.need.total / GB:.1f} of {card.memory / GB:.0f} GB",
+            "[green]yes[/green]" if told.fits else "[red]no[/red]",
+            f"{told.rows_per_s:.3g}",
+            _span(told.training_s),
+            _span(told.evaluation_s),
+        )
+    console.print(table)
+    console.print("estimates from counts, not measurements; the formulas are in ppe_lora/student/estimate.py")
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"

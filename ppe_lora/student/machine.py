@@ -1,4 +1,4 @@
-"""What this machine can do: the facts behind `ppe-lora doctor`, and whether a recipe fits its memory."""
+"""What this machine can do: the facts behind `ppe-lora doctor`, and how large models are."""
 
 import importlib.metadata
 import importlib.util
@@ -12,11 +12,10 @@ import torch
 from safetensors import safe_open
 
 from ppe_lora.errors import ModelError
-from ppe_lora.recipe.schema import Recipe, Student
+from ppe_lora.recipe.schema import Student
 from ppe_lora.student.base import SMOLLM2, cache_folder, weight_files
 
 GB = 1e9
-_USUAL_ROW_TOKENS = 200  # instruction, request and answer of a usual row
 
 
 class Fact(NamedTuple):
@@ -25,13 +24,6 @@ class Fact(NamedTuple):
     name: str
     value: str
     remark: str
-
-
-class Fit(NamedTuple):
-    """Whether a recipe fits this machine's memory, and the figures behind it."""
-
-    fits: bool
-    why: str
 
 
 class Size(NamedTuple):
@@ -52,14 +44,6 @@ _SIZES = {
 }
 """By a part of the model's name, from the model cards; a vision tower is not counted, as it is not loaded."""
 
-_WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.52}  # NF4: 4 bits and 0.127 for the doubly quantized scales (arXiv 2305.14314)
-_ADAPTER_SHARE = (
-    3.75e-4  # LoRA parameters per rank and parameter of a 7B's linear layers: sum(in + out) / sum(in * out)
-)
-_ACTIVATION_BYTES = 6.7 * 2**20  # per token for a 7B in bfloat16 under PEFT, without checkpointing
-_CHECKPOINTED = 0.08  # of these with checkpointing: the inputs of each layer, and one layer's own
-_OVERHEAD_BYTES = 1.5e9  # CUDA context, workspaces, fragmentation
-
 
 def describe_machine() -> list[Fact]:
     """Versions, compute and memory, and whether the optional parts are there and work."""
@@ -78,43 +62,6 @@ def describe_machine() -> list[Fact]:
             "disk", f"{free:.0f} GB free", "" if free > 20 else "a 7B model needs about 15 GB, its export as much again"
         ),
     ]
-
-
-def fits(recipe: Recipe) -> Fit:
-    """Whether training fits this machine's memory, as an estimate from counts, not a measurement.
-
-    The need in bytes, for rows of 200 tokens:
-
-        weights      linear parameters x (2 bfloat16 | 4 float32 | 1 int8 | 0.52 nf4), embeddings x (2 | 4)
-        adapter      rank x 3.75e-4 x linear parameters x 16 (float32 weight, gradient and two moments)
-        activations  tokens per micro step x 6.7 MiB x (parameters / 7.25e9)^(2/3); x 0.08 with gradient checkpointing
-        overhead     1.5e9 on a GPU
-
-    Returns:
-        Whether the need is below the memory of the first GPU (of the computer where there is none), and a sentence with
-        the figures. A model of unknown size gives True and says that it is unknown.
-    """
-    student = recipe.student
-    size = model_size(student)
-    if size is None:
-        return Fit(True, f"{student.model}: unknown size, so no estimate; load it once to see")
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    wide = 4 if student.dtype == "float32" or (student.dtype == "auto" and not bfloat16_supported(device)) else 2
-    linear = size.parameters - size.embeddings
-    weights = linear * _WEIGHT_BYTES.get(student.quantization, wide) + size.embeddings * wide
-    adapter = student.lora.rank * _ADAPTER_SHARE * linear * 16
-    tokens = recipe.train.rows_per_micro_step * min(_USUAL_ROW_TOKENS, student.max_tokens)
-    activations = tokens * _ACTIVATION_BYTES * (wide / 2) * (size.parameters / 7.25e9) ** (2 / 3)
-    activations *= _CHECKPOINTED if recipe.train.gradient_checkpointing else 1.0
-    need = weights + adapter + activations + (_OVERHEAD_BYTES if on_gpu else 0.0)
-    have = torch.cuda.get_device_properties(0).total_memory if on_gpu else psutil.virtual_memory().available
-    return Fit(
-        need < have,
-        f"{student.model} ({student.quantization}) needs about {need / GB:.1f} of {have / GB:.1f} GB of "
-        f"{'GPU' if on_gpu else 'free'} memory: weights {weights / GB:.1f}, adapter {adapter / GB:.1f}, activations "
-        f"{activations / GB:.1f}",
-    )
 
 
 def model_size(student: Student) -> Size | None:

@@ -1,0 +1,196 @@
+"""What a recipe needs before it runs: peak memory, rows per second and time, here and on named cards.
+
+All from counts, with one assumption per line; P linear parameters in billions, t tokens of a row.
+
+    memory       see `need_bytes`
+    training     4 P GFLOP a token (forward, and backward through frozen weights; 6 P with gradient checkpointing)
+    evaluation   2 P GFLOP a token: the row, the drafted answer with its branches, and its own answer to be scored
+    speed        the card's dense bfloat16 peak x 0.4; on a CPU what a matrix product of this machine reaches x 0.6
+    nf4, int8    weights are unpacked once a pass: 2.5 bytes a parameter moved at the card's memory bandwidth
+
+A row is taken as 60 instruction tokens shared by the rows of a micro step, 64 of request and 48 of answer; a score read
+in training or evaluation adds its branches (10 tokens for whole numbers to 100), and its own start where it is read
+from the request alone. Time that a model too small to fill a GPU loses there is not counted: for a 135M, a GPU's speed is
+an upper bound.
+"""
+
+import time
+from typing import NamedTuple
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from ppe_lora.recipe.schema import GenerateSource, Recipe, SplitName
+from ppe_lora.student.machine import GB, Size, bfloat16_supported, model_size
+
+INSTRUCTION_TOKENS, REQUEST_TOKENS, ANSWER_TOKENS = 60, 64, 48
+_BRANCH_TOKENS, _ALONE_TOKENS = 10, 5
+_GPU_UTILIZATION, _CPU_UTILIZATION = 0.4, 0.6
+_UNPACKED_BYTES = 2.5  # 0.5 read and 2 written
+_WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.52}  # NF4: 4 bits and 0.127 for the doubly quantized scales (arXiv 2305.14314)
+_ADAPTER_SHARE = (
+    3.75e-4  # LoRA parameters per rank and parameter of a 7B's linear layers: sum(in + out) / sum(in * out)
+)
+_ACTIVATION_BYTES = 6.7 * 2**20  # per token for a 7B in bfloat16 under PEFT, without checkpointing
+_CHECKPOINTED = 0.08  # of these with checkpointing: the inputs of each layer, and one layer's own
+_OVERHEAD_BYTES = 1.5e9  # CUDA context, workspaces, fragmentation
+
+
+class Card(NamedTuple):
+    """A device: memory in bytes, dense bfloat16 FLOP/s, memory bandwidth in bytes/s."""
+
+    name: str
+    memory: float
+    flops: float
+    bandwidth: float
+    is_gpu: bool = True
+
+
+CARDS = (
+    Card("RTX 3060 12 GB", 12e9, 51e12, 0.36e12),
+    Card("RTX 4090", 24e9, 165e12, 1.0e12),
+    Card("A100 80 GB", 80e9, 312e12, 2.0e12),
+    Card("H200", 141e9, 788e12, 4.8e12),
+)
+"""From the makers' data sheets; the H200's FLOP/s is what matrix products reach."""
+
+
+class Need(NamedTuple):
+    """Peak memory of a training in bytes, by what takes it."""
+
+    weights: float
+    adapter: float
+    activations: float
+    overhead: float
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return sum(self)
+
+
+class Estimate(NamedTuple):
+    """A recipe on a card. Speeds are rows per second, times seconds."""
+
+    card: Card
+    need: Need
+    rows_per_s: float
+    training_s: float
+    evaluation_s: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is below the card's memory."""
+        return self.need.total < self.card.memory
+
+
+def need_bytes(recipe: Recipe, size: Size, *, on_gpu: bool, bfloat16: bool) -> Need:
+    """Peak memory of a training.
+
+        weights      linear parameters x (2 bfloat16 | 4 float32 | 1 int8 | 0.52 nf4), embeddings x (2 | 4)
+        adapter      rank x 3.75e-4 x linear parameters x 16 (float32 weight, gradient and two moments)
+        activations  tokens per micro step x 6.7 MiB x (parameters / 7.25e9)^(2/3); x 0.08 with gradient checkpointing
+        overhead     1.5e9 on a GPU
+
+    Args:
+        recipe: Model, quantization, adapter, rows per micro step.
+        size: Of the model.
+        on_gpu: Whether it runs on a GPU.
+        bfloat16: Whether the device computes in bfloat16.
+    """
+    student = recipe.student
+    wide = 4 if student.dtype == "float32" or (student.dtype == "auto" and not bfloat16) else 2
+    linear = size.parameters - size.embeddings
+    tokens = recipe.train.rows_per_micro_step * min(_row_tokens(recipe), student.max_tokens)
+    activations = tokens * _ACTIVATION_BYTES * (wide / 2) * (size.parameters / 7.25e9) ** (2 / 3)
+    return Need(
+        linear * _WEIGHT_BYTES.get(student.quantization, wide) + size.embeddings * wide,
+        student.lora.rank * _ADAPTER_SHARE * linear * 16,
+        activations * (_CHECKPOINTED if recipe.train.gradient_checkpointing else 1.0),
+        _OVERHEAD_BYTES if on_gpu else 0.0,
+    )
+
+
+def estimate(recipe: Recipe, size: Size, card: Card, *, train_rows: int, valid_rows: int) -> Estimate:
+    """Memory, speed and time of a whole run: all epochs, each with its evaluation.
+
+    Args:
+        recipe: The experiment.
+        size: Of its model.
+        card: Where it runs.
+        train_rows: Rows of an epoch.
+        valid_rows: Rows decoded after each.
+    """
+    linear = size.parameters - size.embeddings
+    speed = card.flops * (_GPU_UTILIZATION if card.is_gpu else _CPU_UTILIZATION)
+    passes_per_token = 6 if recipe.train.gradient_checkpointing else 4
+    unpacking = _UNPACKED_BYTES * linear / card.bandwidth if recipe.student.quantization != "none" else 0.0
+    step_s = _row_tokens(recipe) * passes_per_token * linear / speed
+    step_s += unpacking * passes_per_token / 2 / recipe.train.rows_per_micro_step
+    scored = REQUEST_TOKENS + 2 * ANSWER_TOKENS + _slot_tokens(recipe)
+    row_s = scored * 2 * linear / speed + unpacking * 9 / recipe.evaluate.batch_rows
+    epochs = recipe.train.epochs
+    need = need_bytes(recipe, size, on_gpu=card.is_gpu, bfloat16=card.is_gpu)
+    return Estimate(card, need, 1 / step_s, epochs * train_rows * step_s, epochs * valid_rows * row_s)
+
+
+def expected_rows(recipe: Recipe) -> tuple[int, int] | None:
+    """Training and validation rows that a recipe asks for, before its filters; None for an import of unknown size."""
+    split = recipe.data.split
+    source = recipe.data.source
+    asked = source.rows if isinstance(source, GenerateSource) else None
+    counts = []
+    shares: tuple[tuple[SplitName, float], ...] = (("train", 1 - split.valid - split.test), ("valid", split.valid))
+    for name, share in shares:
+        most = split.max_rows.get(name)
+        if asked is None and most is None:
+            return None
+        counts.append(min(value for value in (most, asked and round(asked * share)) if value is not None))
+    return counts[0], counts[1]
+
+
+def this_machine() -> Card:
+    """The first GPU by name, or this CPU with the FLOP/s that a matrix product reaches now (takes a second)."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        known = next((card for card in CARDS if card.name.split()[-1] in properties.name), CARDS[2])
+        return known._replace(name=properties.name, memory=float(properties.total_memory))
+    factor = torch.ones(1024, 1024)
+    factor @ factor
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < 0.5:
+        factor @ factor
+        count += 1
+    flops = count * 2 * 1024**3 / (time.perf_counter() - started)
+    return Card("this CPU", float(psutil.virtual_memory().available), flops, 20e9, is_gpu=False)
+
+
+def fit_here(recipe: Recipe) -> tuple[bool, str]:
+    """Whether training fits this machine's memory, and a sentence with the figures. A model of unknown size gives True
+    and says so."""
+    size = model_size(recipe.student)
+    if size is None:
+        return True, f"{recipe.student.model}: unknown size, so no estimate; load it once to see"
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    need = need_bytes(recipe, size, on_gpu=on_gpu, bfloat16=bfloat16_supported(device))
+    have = torch.cuda.get_device_properties(0).total_memory if on_gpu else psutil.virtual_memory().available
+    model = f"{recipe.student.model} ({recipe.student.quantization})"
+    return (
+        need.total < have,
+        f"{model} needs about {need.total / GB:.1f} of {have / GB:.1f} GB "
+        f"of {'GPU' if on_gpu else 'free'} memory: weights {need.weights / GB:.1f}, adapter {need.adapter / GB:.1f}, "
+        f"activations {need.activations / GB:.1f}",
+    )
+
+
+def _row_tokens(recipe: Recipe) -> float:
+    shared = INSTRUCTION_TOKENS / recipe.train.rows_per_micro_step
+    objective = recipe.train.objective
+    slots = _slot_tokens(recipe) if objective.raft or objective.crps else 0
+    return shared + REQUEST_TOKENS + ANSWER_TOKENS + slots
+
+
+def _slot_tokens(recipe: Recipe) -> int:
+    alone = _ALONE_TOKENS if recipe.train.objective.slots == "request" else 0
+    return len(recipe.task.keys) * (_BRANCH_TOKENS + alone)

@@ -2,7 +2,7 @@
 
 from ppe_lora.corpus.teachers.base import Ask, Phrased, Teacher
 from ppe_lora.corpus.teachers.scripted import ScriptedTeacher
-from ppe_lora.recipe.schema import ScriptedTeacher as ScriptedSettings
+from ppe_lora.recipe.teachers import ScriptedTeacher as ScriptedSettings
 from ppe_lora.tasks.scores import ScoresTask
 
 __all__ = ["Ask", "Phrased", "Teacher", "make_teacher"]

@@ -264,7 +264,7 @@ class MistralServer(ChatServer):
     async def get_job(self, request: Request) -> Response:
         entry = self.jobs[request.path_params["id"]]
         entry["looks"] += 1
-        if entry["looks"] == self.polls:
+        if entry["looks"] >= self.polls and "output_file" not in entry["job"]:
             self.end_job(entry)
         elif entry["looks"] < self.polls:
             entry["job"]["status"] = "RUNNING"
@@ -288,6 +288,8 @@ class MistralServer(ChatServer):
                     "error": None,
                 }
             )
+        if self.ends_as == "FAILED":
+            job["errors"] = [{"message": "broken file", "count": 1}]
         job |= {"status": self.ends_as, "completed_requests": len(good) + len(bad), "succeeded_requests": len(good)}
         for name, lines in (("output_file", self.deliver(good)), ("error_file", bad)):
             if lines:

@@ -104,19 +104,19 @@ def _line(question: Question, batch_format: BatchFormat) -> str:
         line |= {"method": "POST", "url": "/v1/chat/completions", "body": openai_body(question)}
     else:
         line["body"] = {name: value for name, value in mistral_body(question).items() if name != "model"}
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"
+    # ASCII: some readers take U+2028 or U+0085 for the end of a line.
+    return json.dumps(line, separators=(",", ":")) + "\n"
 
 
 def _split(lines: Iterable[str], max_requests: int, max_bytes: int) -> list[list[str]]:
     parts: list[list[str]] = []
     size = 0
     for line in lines:
-        length = len(line.encode())
-        if not parts or len(parts[-1]) == max_requests or size + length > max_bytes:
+        if not parts or len(parts[-1]) == max_requests or size + len(line) > max_bytes:
             parts.append([])
             size = 0
         parts[-1].append(line)
-        size += length
+        size += len(line)
     return parts
 
 

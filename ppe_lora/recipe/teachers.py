@@ -58,7 +58,7 @@ class _LlmTeacher(Section):
 
     model: str = Field(min_length=1)
     """Its name on the server."""
-    temperature: float = Field(default=1.0, ge=0, le=2)
+    temperature: float = Field(default=1.0, ge=0, le=1.5)
     """Higher: more varied texts, more of them off the mark."""
     max_tokens: Count = 400
     """Longest answer. A long request takes about 120 tokens in English and 200 in Japanese."""

@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 
+from ppe_lora.console import progress
 from ppe_lora.corpus.seeding import row_rng
 from ppe_lora.corpus.teachers import compose_en, compose_ja, occasions, phrasebook_en, phrasebook_ja, phrases
 from ppe_lora.corpus.teachers.base import Ask, Phrased, extreme_tags
@@ -55,7 +56,12 @@ class ScriptedTeacher:
 
     def phrase(self, asks: Sequence[Ask]) -> list[Phrased]:
         """Phrase each ask by itself: its text depends on the seed and on the ask only."""
-        return [self._phrase(ask) for ask in asks]
+        phrased = []
+        with progress("phrasing", len(asks)) as advance:
+            for ask in asks:
+                phrased.append(self._phrase(ask))
+                advance()
+        return phrased
 
     def _phrase(self, ask: Ask) -> Phrased:
         rng = row_rng(self._seed, "phrasing", ask.number)

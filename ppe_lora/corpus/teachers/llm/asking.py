@@ -15,7 +15,7 @@ from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply, Thro
 from ppe_lora.corpus.teachers.llm.meter import Meter, Pace
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog
 from ppe_lora.corpus.teachers.llm.servers import AskingFailed, Member, Pool
-from ppe_lora.errors import Interrupted, PpeError
+from ppe_lora.errors import Interrupted
 
 OnMeter = Callable[[Meter], None]
 _METER_EVERY_S = 0.5
@@ -57,7 +57,7 @@ class Asking:
     def __init__(self, pool: Pool, ledger: Ledger, log: RawLog, settings: Settings, on_meter: OnMeter) -> None:
         self._pool, self._ledger, self._log, self._settings, self._on_meter = pool, ledger, log, settings, on_meter
         self._replies: dict[str, Reply] = {}
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, Refused | Unavailable] = {}
         self._total = self._known = self._retries = self._throttles = 0
         self._pace = Pace()
         self._workers: list[asyncio.Task[None]] = []
@@ -65,7 +65,9 @@ class Asking:
         self._signal: str | None = None
         self._error: BaseException | None = None
 
-    async def run(self, questions: Mapping[str, Question], replies: dict[str, Reply]) -> dict[str, str]:
+    async def run(
+        self, questions: Mapping[str, Question], replies: dict[str, Reply]
+    ) -> dict[str, Refused | Unavailable]:
         """Ask every question, once per object.
 
         Args:
@@ -175,12 +177,12 @@ class Asking:
             raise asyncio.CancelledError
         self._retries += 1
 
-    def _give_up(self, key: str, error: PpeError) -> None:
+    def _give_up(self, key: str, error: Refused | Unavailable) -> None:
         """Record why a question has no reply; raise where it seems that none ever will."""
-        self._failed[key] = str(error)
+        self._failed[key] = error
         if len(self._replies) > self._known or len(self._failed) < self._settings.hopeless_after:
             return
-        if len({_NUMBERS.sub("#", reason) for reason in self._failed.values()}) == 1:
+        if len({_NUMBERS.sub("#", str(reason)) for reason in self._failed.values()}) == 1:
             raise AskingFailed(f"the first {len(self._failed)} questions all failed, so asking stopped: {error}")
 
     @property

@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 from ppe_lora.corpus.teachers.llm.asking import Asking, OnMeter, Settings
 from ppe_lora.corpus.teachers.llm.budget import Budget, Ledger, Prices, Usage, check_bounded
-from ppe_lora.corpus.teachers.llm.exchange import Question, Reply
+from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply, Unavailable
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog
 from ppe_lora.corpus.teachers.llm.servers import Pool, Server
 
@@ -16,8 +16,8 @@ class Answers(NamedTuple):
 
     replies: dict[str, Reply]
     """By the question's key; all of them are in the raw log."""
-    failed: dict[str, str]
-    """Why a question has no reply, by key. Running again asks it again."""
+    failed: dict[str, Refused | Unavailable]
+    """Why a question has no reply, by key: refused for good, or no answer in any attempt. Running again asks again."""
     elsewhere: int
     """Questions of other shards whose replies were not in the folder at the start."""
     spent: Usage
@@ -92,7 +92,7 @@ class Client:
         replies = {key: self._log.replies[key] for key in todo if key in self._log.replies}
         missing = {key: question for key, question in todo.items() if key not in replies}
         mine = {key: one for key, one in missing.items() if self._log.shard is None or self._log.shard.takes(key)}
-        failed: dict[str, str] = {}
+        failed: dict[str, Refused | Unavailable] = {}
         if mine:
             if self._bounded:
                 check_bounded(mine.values())

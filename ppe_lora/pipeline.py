@@ -85,8 +85,7 @@ def plan_data(recipe: Recipe, shard: str | None = None, *, skip_corrupt: bool = 
         f"{estimate.answered:,} answered already\n"
         f"  tokens  {expected.prompt_tokens:,} of prompts and {expected.completion_tokens:,} of answers expected; "
         f"at most {worst.tokens:,}\n"
-        f"  money   {estimate.expected_cost:,.2f} expected; at most {estimate.worst_cost:,.2f} (in the currency of "
-        "data.source.teacher.prices)\n"
+        f"  money   {estimate.expected_cost:,.2f} expected; at most {estimate.worst_cost:,.2f} at the recipe's prices\n"
         f"  time    {pace if seconds is None else f'{_duration(seconds)} at {pace}'}"
     )
 

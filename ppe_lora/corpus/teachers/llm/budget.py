@@ -194,7 +194,8 @@ class Estimate(NamedTuple):
     answered: int
     """Of them already in the raw log: they cost nothing."""
     expected: Usage
-    """Usual text: a completion is as long as those in the log on average, or `max_tokens` where there is none."""
+    """Usual text: a completion is as long as those in the log on average; without any, as the answers that the question
+    itself gives as examples; without these, `max_tokens`."""
     worst: Usage
     """One attempt of each question at its longest."""
     expected_cost: float
@@ -217,7 +218,7 @@ def estimate_cost(questions: Iterable[Question], prices: Prices, answered: Mappi
     for question in todo:
         most = worst_case(question)
         worst += most
-        completion = most.completion_tokens if usual is None else min(round(usual), most.completion_tokens)
+        completion = min(round(usual or _example_tokens(question) or most.completion_tokens), most.completion_tokens)
         expected += Usage(1, _usual_prompt_tokens(question), completion)
     return Estimate(
         len(unique), len(unique) - len(todo), expected, worst, prices.cost(expected), prices.cost(worst)
@@ -226,9 +227,18 @@ def estimate_cost(questions: Iterable[Question], prices: Prices, answered: Mappi
 
 def _usual_prompt_tokens(question: Question) -> int:
     text = "".join(one["content"] for one in question.messages) + _schema_text(question)
+    return round(_usual_tokens(text)) + _ROLE_TOKENS * len(question.messages)
+
+
+def _example_tokens(question: Question) -> float:
+    """Length of the answers among the messages, on average; 0 where there are none."""
+    answers = [_usual_tokens(one["content"]) for one in question.messages if one["role"] == "assistant"]
+    return sum(answers) / len(answers) if answers else 0.0
+
+
+def _usual_tokens(text: str) -> float:
     others = len(re.sub(r"[\x00-\x7f]", "", text))
-    usual = (len(text) - others) * _TOKENS_PER_ASCII + others * _TOKENS_PER_OTHER
-    return round(usual) + _ROLE_TOKENS * len(question.messages)
+    return (len(text) - others) * _TOKENS_PER_ASCII + others * _TOKENS_PER_OTHER
 
 
 def _schema_text(question: Question) -> str:

@@ -39,14 +39,14 @@ test-slow: $(READY) ## The tests that take minutes: kills, resumes, several proc
 
 # An environment of its own: vLLM wants an older transformers than the trainer.
 $(VLLM_READY): tests/engines/vllm-requirements.txt
-	@echo "Installing vLLM into $(VLLM): some minutes and 3.5 GB"
+	@echo "Installing vLLM into $(VLLM): some minutes and 2.5 GB"
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
-test-vllm: $(READY) $(VLLM_READY) ## A real vLLM server on the processor, killed and restarted: about 10 minutes
-	$(BIN)/python -m pytest -s -m vllm
+test-vllm: $(READY) $(VLLM_READY) ## A real vLLM server on the processor, killed and restarted: some minutes
+	$(BIN)/python -m pytest -s -m vllm tests/engines
 
 lint: $(READY) ## ruff, mypy, import contracts, Dockerfile
 	$(BIN)/ruff check .

@@ -246,6 +246,8 @@ class MistralServer(ChatServer):
 
     async def create_job(self, request: Request) -> Response:
         body = await request.json()
+        if wrong := self.wrong({"model": body["model"]}):
+            return wrong
         lines = [json.loads(line) for file in body["input_files"] for line in self.files[file].splitlines()]
         job = {
             "id": f"job-{next(self._ids)}", "object": "batch", "input_files": body["input_files"],
@@ -262,7 +264,9 @@ class MistralServer(ChatServer):
         return JSONResponse({"object": "list", "total": len(self.jobs), "data": newest})
 
     async def get_job(self, request: Request) -> Response:
-        entry = self.jobs[request.path_params["id"]]
+        entry = self.jobs.get(request.path_params["id"])
+        if entry is None:
+            return JSONResponse({"detail": "Job not found"}, 404)
         entry["looks"] += 1
         if entry["looks"] >= self.polls and "output_file" not in entry["job"]:
             self.end_job(entry)

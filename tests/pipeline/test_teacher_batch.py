@@ -290,3 +290,23 @@ def test_a_broken_list_of_jobs_is_no_reason_to_pay_again(tmp_path: Path) -> None
     with serve(server := MistralServer()) as url, pytest.raises(DataError, match=r"jobs\.json: expected the list"):
         run(some(1), tmp_path, url)
     assert server.received.total() == 0
+
+
+def test_a_refused_job_does_not_block_the_folder(tmp_path: Path) -> None:
+    """The mended recipe must not be held up by the file of the broken one."""
+    with serve(server := MistralServer()) as url:
+        with pytest.raises(Refused, match="Invalid model: teacher-9"):
+            run(some(3, "teacher-9"), tmp_path, url)
+        assert texts(run(some(3), tmp_path, url)) == said(some(3))
+    assert len(server.jobs) == 1
+
+
+def test_a_job_of_another_account_says_what_to_do(tmp_path: Path) -> None:
+    with serve(server := MistralServer()) as url:
+        run(some(1), tmp_path, url)
+        state = (tmp_path / "jobs.json").read_text()
+        (tmp_path / "jobs.json").write_text(state.replace('"SUCCESS"', "null"))
+        server.jobs.clear()
+        with pytest.raises(Refused, match=r"batch job job-1 at Mistral; .*Job not found.*pay again"):
+            run(some(1), tmp_path, url)
+    assert server.jobs == {}

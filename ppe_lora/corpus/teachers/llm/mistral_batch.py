@@ -5,7 +5,6 @@ results as they were downloaded.
 """
 
 import asyncio
-import itertools
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -111,11 +110,7 @@ class MistralBatch:
         jobs += [_Job(requests=path.name, model=model, tag=uuid.uuid4().hex) for path, model in files]
         self._write(jobs)  # before any of them exists at Mistral: its tag finds what a killed process left behind
         running = [index for index, job in enumerate(jobs) if job.status is None]
-        for index in running:
-            if jobs[index].job is None:
-                job_id: str = await self._patient(self._start, jobs[index])
-                jobs[index] = jobs[index].model_copy(update={"job": job_id})
-                self._write(jobs)
+        await self._start_all(jobs)
         await self._wait(jobs, running)
         failed = [jobs[index] for index in running if jobs[index].status == "FAILED"]
         if failed:
@@ -126,6 +121,19 @@ class MistralBatch:
     async def close(self) -> None:
         """Give connections back; jobs go on at Mistral."""
         await self._http.aclose()
+
+    async def _start_all(self, jobs: list[_Job]) -> None:
+        for index, job in enumerate(jobs):
+            if job.status is None and job.job is None:
+                try:
+                    job_id: str = await self._patient(self._start, job)
+                except Refused as error:
+                    if job.tag not in self._perhaps_made:  # else the next call would insist on this file
+                        jobs[index] = job.model_copy(update={"status": "FAILED", "errors": str(error)})
+                        self._write(jobs)
+                    raise
+                jobs[index] = job.model_copy(update={"job": job_id})
+                self._write(jobs)
 
     async def _start(self, job: _Job) -> str:
         """Id of the job that carries the tag: one that an attempt of before has made, or a new one."""
@@ -139,24 +147,29 @@ class MistralBatch:
                     timeout_ms=int(self._timeout_s * 1000),
                 )
         self._perhaps_made.add(job.tag)
-        async with mistral_attempt(self._timeout_s):
-            made = await self._client.batch.jobs.create_async(
-                endpoint="/v1/chat/completions",
-                input_files=[uploaded.id],
-                model=job.model,
-                metadata={_TAG: job.tag},
-                timeout_hours=self._timeout_hours,
-            )
+        try:
+            async with mistral_attempt(self._timeout_s):
+                made = await self._client.batch.jobs.create_async(
+                    endpoint="/v1/chat/completions",
+                    input_files=[uploaded.id],
+                    model=job.model,
+                    metadata={_TAG: job.tag},
+                    timeout_hours=self._timeout_hours,
+                )
+        except Refused:
+            self._perhaps_made.discard(job.tag)
+            raise
         return made.id
 
     async def _find(self, tag: str) -> str | None:
-        for page in itertools.count():
+        page = 0
+        while True:
             async with mistral_attempt(self._timeout_s):
                 listed = (await self._client.batch.jobs.list_async(page=page, page_size=_PAGE)).data or []
             found = [one.id for one in listed if one.metadata and one.metadata.get(_TAG) == tag]
             if found or len(listed) < _PAGE:
-                return next(iter(found), None)
-        raise AssertionError
+                return found[0] if found else None
+            page += 1
 
     async def _wait(self, jobs: list[_Job], running: list[int]) -> None:
         """Look at the running jobs until all have ended; results are downloaded as soon as a job has."""
@@ -175,8 +188,14 @@ class MistralBatch:
                     await asyncio.sleep(self._poll_s)
 
     async def _look(self, job: _Job) -> BatchJob:
-        async with mistral_attempt(self._timeout_s):
-            return await self._client.batch.jobs.get_async(job_id=str(job.job))
+        try:
+            async with mistral_attempt(self._timeout_s):
+                return await self._client.batch.jobs.get_async(job_id=str(job.job))
+        except Refused as error:
+            raise Refused(
+                f"{self._state}: expected to find the batch job {job.job} at Mistral; {error}; use the account that "
+                "started it, or move the folder away to ask again, and pay again"
+            ) from error
 
     async def _end(self, job: _Job, ended: BatchJob) -> _Job:
         """The job with its results on disk, whole: Mistral does not keep them for ever."""

@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 from collections import deque
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ppe_lora.errors import RecipeError
@@ -11,13 +12,13 @@ from ppe_lora.errors import RecipeError
 _WINDOW_S = 60.0
 _USED = 0.98
 """Share of a limit that is asked for. Requests spread out on their way; the rest keeps the server's count below it."""
-_BURST = 0.01
-"""What passes at once after a silence, as a share of the limit."""
+_BURST = 1 / 600
+"""What passes at once after a silence, as a share of the limit: a tenth of a second's, so that timers may be late."""
 _UNLIMITED = 6e7
 """Per minute. A missing limit is this one, so that a 429 can slow it like any other."""
 _LEAST = 0.1
 """Share of a limit that is used even where one request is as large as the whole limit."""
-_SLOWER = 0.75
+_SLOWER = 0.7
 _FASTER_PER_S = 1.01
 _LONGEST_PAUSE_S = 60.0
 
@@ -30,13 +31,15 @@ class RateLimit(NamedTuple):
     """Prompt and completion together."""
 
 
-class Ticket(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Ticket:
     """Leave to send one request."""
 
     sent_at: float
     """Seconds of the event loop's clock."""
     worst_tokens: int
-    reserved_tokens: float
+    tokens: float
+    """Taken from the limit: what such a request uses on average, then what it used."""
 
 
 class _Bucket:
@@ -82,6 +85,37 @@ class _Bucket:
         self.level = min(self.level, self._speed * self._burst)
 
 
+class _Window:
+    """Tokens of the last 60 seconds.
+
+    A bucket alone would let too much through when a reply gives back tokens that an earlier minute was charged for.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._tickets: deque[Ticket] = deque()
+        self._tokens = 0.0
+
+    def wait_s(self, now: float, tokens: float) -> float:
+        """Seconds until some tokens leave the window, or 0 where `tokens` more fit in."""
+        while self._tickets and self._tickets[0].sent_at <= now - _WINDOW_S:
+            self._tokens -= self._tickets.popleft().tokens
+        if not self._tickets or self._tokens + tokens <= self._limit:
+            return 0.0
+        return self._tickets[0].sent_at + _WINDOW_S - now
+
+    def add(self, ticket: Ticket) -> None:
+        """Count a request."""
+        self._tickets.append(ticket)
+        self._tokens += ticket.tokens
+
+    def correct(self, ticket: Ticket, tokens: float) -> None:
+        """Count `tokens` for a request from now on."""
+        if self._tickets and ticket.sent_at >= self._tickets[0].sent_at:
+            self._tokens += tokens - ticket.tokens
+        ticket.tokens = tokens
+
+
 class Limiter:
     """The gate before one endpoint. First come, first served, and a 429 holds everybody back.
 
@@ -96,9 +130,9 @@ class Limiter:
         for name, value in limit._asdict().items():
             if value is not None and not value > 0:
                 raise RecipeError(f"{name}: expected more than 0; got {value:g}; leave it out for no limit")
-        self.limit = limit
         self._requests = _Bucket(limit.requests_per_minute or _UNLIMITED)
         self._tokens = _Bucket(limit.tokens_per_minute or _UNLIMITED)
+        self._window = _Window(limit.tokens_per_minute or math.inf)
         self._turn = asyncio.Lock()
         self._paused_until = -math.inf
         self._throttled_at = -math.inf
@@ -115,30 +149,35 @@ class Limiter:
         async with self._turn:
             while True:
                 now = loop.time()
-                reserved = worst_tokens * min(1.0, self._used_tokens / self._worst_tokens)
+                tokens = worst_tokens * min(1.0, self._used_tokens / self._worst_tokens)
                 self._requests.refill(now, 1)
-                self._tokens.refill(now, reserved)
-                pause = max(
-                    self._paused_until - now, self._requests.wait_s(1), self._tokens.wait_s(reserved)
-                )  # fmt: skip
-                if pause <= 0:
+                self._tokens.refill(now, tokens)
+                buckets_s = max(self._requests.wait_s(1), self._tokens.wait_s(tokens))
+                wait_s = max(self._paused_until - now, buckets_s, self._window.wait_s(now, tokens))
+                if wait_s <= 0:
                     break
-                await asyncio.sleep(pause)
+                await asyncio.sleep(wait_s)
+            ticket = Ticket(now, worst_tokens, tokens)
             self._requests.level -= 1
-            self._tokens.level -= reserved
+            self._tokens.level -= tokens
+            self._window.add(ticket)
             self._sent.append(now)
-            return Ticket(now, worst_tokens, reserved)
+            return ticket
 
     def settle(self, ticket: Ticket, used_tokens: int) -> None:
         """Correct what a request took, now that its reply says what it used."""
-        self._tokens.level += ticket.reserved_tokens - used_tokens
+        self._correct(ticket, used_tokens)
         self._used_tokens += used_tokens
         self._worst_tokens += ticket.worst_tokens
         self._throttles = 0
 
     def give_back(self, ticket: Ticket) -> None:
         """Return the tokens of a request that used none. The request itself still counts."""
-        self._tokens.level += ticket.reserved_tokens
+        self._correct(ticket, 0)
+
+    def _correct(self, ticket: Ticket, tokens: float) -> None:
+        self._tokens.level += ticket.tokens - tokens
+        self._window.correct(ticket, tokens)
 
     def throttle(self, ticket: Ticket, retry_after_s: float | None) -> None:
         """A 429: hold everybody back, and be slower afterwards.

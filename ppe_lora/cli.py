@@ -29,12 +29,40 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished r
 
 
 @data_app.command("build")
-def data_build(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Generate or import the rows, filter them, split them."""
+def data_build(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print requests, tokens, money and time still to spend; ask nothing.")
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Ask only this part of the questions, into a raw file of its own, and make no data set. A later build "
+            "without --shard reads the raw files of all shards and asks only what is missing.",
+            show_default=False,
+        ),
+    ] = None,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Pass over corrupt lines of raw files; ask their questions again.")
+    ] = False,
+) -> None:
+    """Generate or import the rows, filter them, split them.
+
+    A teacher's raw answers are kept in data/raw/: after an interruption, or with a larger budget, the same command
+    continues.
+    """
     from ppe_lora import pipeline
     from ppe_lora.recipe import load_recipe
 
-    pipeline.build_data(load_recipe(recipe, overrides or ()))
+    loaded = load_recipe(recipe, overrides or ())
+    if dry_run:
+        pipeline.plan_data(loaded, shard, skip_corrupt=skip_corrupt)
+    elif shard:
+        pipeline.ask_teacher(loaded, shard, skip_corrupt=skip_corrupt)
+    else:
+        pipeline.build_data(loaded, skip_corrupt=skip_corrupt)
 
 
 @data_app.command("show")

@@ -30,4 +30,4 @@ class RunError(PpeError):
 
 
 class Interrupted(PpeError):
-    """Training stopped on a signal after its checkpoint was written."""
+    """Work stopped on a signal; what was done is saved, and the message says how to go on."""

@@ -13,7 +13,7 @@ resumed). torch is imported inside the stages that need it.
 import os
 from pathlib import Path
 
-from ppe_lora.console import console, progress
+from ppe_lora.console import console
 from ppe_lora.recipe import Recipe
 
 
@@ -27,25 +27,77 @@ def run_dir(recipe: Recipe) -> Path:
     return Path("checkpoints") / recipe.name
 
 
-def build_data(recipe: Recipe) -> None:
+def build_data(recipe: Recipe, *, skip_corrupt: bool = False) -> None:
     """Make the data set, or find it up to date. Under a launcher only the first process works; training waits for it.
 
     Raises:
         DataError: The source cannot be read, or too few rows survive the filters.
+        PpeError: The teacher cannot be reached, or its budget is spent. What it said is kept.
     """
     from ppe_lora.corpus.build import build_dataset
 
     if not _is_first_process():
         return
     folder = data_dir(recipe)
-    with progress("making data", getattr(recipe.data.source, "rows", 0)) as advance:
-        report = build_dataset(recipe, folder, advance)
+    report = build_dataset(recipe, folder, skip_corrupt=skip_corrupt)
     kept = ", ".join(f"{count} {split}" for split, count in report.rows.items())
     console.print(f"{folder}: {kept} rows, version {report.dataset_version}" + ("" if report.made else " (unchanged)"))
     for word, counts in (("rejected", report.rejected), ("left out", report.dropped)):
         if any(counts.values()):
             shown = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
             console.print(f"  {word} of {report.asked}: {shown}")
+
+
+def ask_teacher(recipe: Recipe, shard: str, *, skip_corrupt: bool = False) -> None:
+    """Ask one shard's part of the questions (`i/n`) and keep the raw answers. Makes no data set.
+
+    Raises:
+        DataError: There is no such shard, or the teacher is not a language model.
+        PpeError: As for `build_data`.
+    """
+    from ppe_lora.corpus.build import raw_dir
+    from ppe_lora.corpus.planning import ask_shard, parse_shard
+
+    folder = data_dir(recipe)
+    asked = ask_shard(recipe, folder, parse_shard(shard), skip_corrupt=skip_corrupt)
+    left = f"; {asked.elsewhere:,} are other shards'" if asked.elsewhere else "; build without --shard for the data set"
+    console.print(f"{raw_dir(folder)}: {asked.replies:,} questions have a raw answer{left}")
+
+
+def plan_data(recipe: Recipe, shard: str | None = None, *, skip_corrupt: bool = False) -> None:
+    """Print what asking the teacher would take. Asks nothing.
+
+    Raises:
+        DataError: There is no such shard, or a raw file is corrupt.
+    """
+    from ppe_lora.corpus.planning import parse_shard, plan_asking
+
+    rows = getattr(recipe.data.source, "rows", None)
+    folder = data_dir(recipe)
+    plan = plan_asking(recipe, folder, parse_shard(shard) if shard else None, skip_corrupt=skip_corrupt)
+    if plan is None:
+        console.print(f"{folder}: {f'{rows:,} rows' if rows else 'an import'}; no language model is asked")
+        return
+    model, estimate, seconds, pace = plan
+    expected, worst = estimate.expected, estimate.worst
+    console.print(
+        f"{folder}: {rows:,} rows; {expected.requests:,} requests still to ask {model}, "
+        f"{estimate.answered:,} answered already\n"
+        f"  tokens  {expected.prompt_tokens:,} of prompts and {expected.completion_tokens:,} of answers expected; "
+        f"at most {worst.tokens:,}\n"
+        f"  money   {estimate.expected_cost:,.2f} expected; at most {estimate.worst_cost:,.2f} at the recipe's prices\n"
+        f"  time    {pace if seconds is None else f'{_duration(seconds)} at {pace}'}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def train(recipe: Recipe, *, resume: bool = False, fresh: bool = False) -> None:

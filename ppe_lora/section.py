@@ -1,6 +1,12 @@
-"""The base of every configuration section: frozen, and unknown keys are errors."""
+"""The base of every configuration section: frozen, and unknown keys are errors. And the numbers sections hold."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):

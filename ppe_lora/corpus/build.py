@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,12 @@ from ppe_lora.corpus.stats import dataset_stats
 from ppe_lora.corpus.teachers import Teacher, make_teacher
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import GenerateSource, ImportSource, Recipe
+from ppe_lora.recipe.teachers import NOT_CONTENT
 
-Progress = Callable[[int], None]
 _FORMAT = 1
 """Raised when equal inputs would make other rows: sampling, filters or split changed."""
-_BATCH_ROWS = 64
+_NOT_CONTENT: dict[str, bool | set[str]] = {"source_dir": True, "teacher": NOT_CONTENT}
+"""Keys of `data.source` that say where rows and answers come from, not what they are."""
 
 
 class BuildReport(NamedTuple):
@@ -49,28 +50,35 @@ class _Built(NamedTuple):
     dropped: dict[str, int]
 
 
-def build_dataset(recipe: Recipe, folder: Path, progress: Progress | None = None) -> BuildReport:
+def raw_dir(folder: Path) -> Path:
+    """Where the raw answers of a data set's teacher are kept. No build deletes them: they were paid for."""
+    return folder.parent / "raw" / folder.name
+
+
+def build_dataset(recipe: Recipe, folder: Path, *, skip_corrupt: bool = False) -> BuildReport:
     """Make the recipe's data set in `folder`, unless it is already there.
 
     The files are made in a sibling folder and moved in one step, so a killed build leaves the old data or none.
+    A teacher that is a language model is asked only what no raw answer in `raw_dir(folder)` says.
 
     Args:
         recipe: Its task, data section and seed decide the data.
         folder: Where the files go; an older data set there is replaced.
-        progress: Called with the number of requests phrased or read since the last call.
+        skip_corrupt: Ask again what a corrupt line of the raw answers may have said, instead of stopping there.
 
     Raises:
         DataError: The source cannot be used, the folder holds something else, or a split has no rows.
+        PpeError: The teacher cannot be reached, or its budget is spent; what it said is kept.
     """
     teacher = None
     if isinstance(recipe.data.source, GenerateSource):
-        teacher = make_teacher(recipe.data.source.teacher, recipe.task, recipe.seed)
+        settings = recipe.data.source.teacher
+        teacher = make_teacher(settings, recipe.task, recipe.seed, raw_dir(folder), skip_corrupt=skip_corrupt)
     inputs = _inputs(recipe, teacher)
     if is_current(folder, inputs):
         return _report(folder, read_json(folder / "manifest.json"), made=False)
     _check_replaceable(folder)
-    advance = progress or (lambda rows: None)
-    built = _generate(recipe, teacher, advance) if teacher else _import(recipe, advance)
+    built = _generate(recipe, teacher) if teacher else _import(recipe)
     _check_splits(recipe, built)
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
@@ -82,40 +90,40 @@ def build_dataset(recipe: Recipe, folder: Path, progress: Progress | None = None
     return _report(folder, read_json(folder / "manifest.json"), made=True)
 
 
-def _generate(recipe: Recipe, teacher: Teacher, advance: Progress) -> _Built:
+def _generate(recipe: Recipe, teacher: Teacher) -> _Built:
     source = recipe.data.source
     assert isinstance(source, GenerateSource)
     asks = make_asks(recipe.task, source, recipe.seed)
-    rows = []
-    for start in range(0, len(asks), _BATCH_ROWS):
-        batch = asks[start : start + _BATCH_ROWS]
-        phrased = teacher.phrase([ask for ask, _ in batch])
-        for (ask, sampler), (text, scenario) in zip(batch, phrased, strict=True):
-            target, context = dict(ask.target), dict(ask.context) if ask.context else None
-            # Not validated: an empty text must reach the filters to be rejected and kept with its reason.
-            row = Row.model_construct(
-                id=row_id(text, target, ask.language, context),
-                request=text,
-                target=target,
-                language=ask.language,
-                style=ask.style,
-                scenario=scenario,
-                sampler=sampler,
-                teacher=teacher.name,
-                context=context,
-            )
+    rows: list[Row] = []
+    unanswered: list[Rejection] = []
+    for (ask, sampler), (text, scenario, fault) in zip(asks, teacher.phrase([ask for ask, _ in asks]), strict=True):
+        target, context = dict(ask.target), dict(ask.context) if ask.context else None
+        # Not validated: an empty text must reach the filters to be rejected and kept with its reason.
+        row = Row.model_construct(
+            id=row_id(text, target, ask.language, context),
+            request=text,
+            target=target,
+            language=ask.language,
+            style=ask.style,
+            scenario=scenario,
+            sampler=sampler,
+            teacher=teacher.name,
+            context=context,
+        )
+        if fault is None:
             rows.append(row)
-        advance(len(batch))
+        else:
+            unanswered.append(Rejection(row, "teacher answer", fault))
     filtered = filter_rows(rows, recipe.task, recipe.data.filters)
-    return _capped(recipe, split_rows(filtered.kept, recipe.data.split, recipe.seed), filtered.rejected, len(rows), {})
+    by_split = split_rows(filtered.kept, recipe.data.split, recipe.seed)
+    return _capped(recipe, by_split, unanswered + filtered.rejected, len(asks), {})
 
 
-def _import(recipe: Recipe, advance: Progress) -> _Built:
+def _import(recipe: Recipe) -> _Built:
     """Import rows. The checks for generated text do not apply to them: people may write numbers."""
     source = recipe.data.source
     assert isinstance(source, ImportSource)
     imported = read_import(source, recipe.task)
-    advance(len(imported.rows))
     if imported.splits is None:
         filtered = _whole(imported.rows)
         by_split = split_rows(filtered.kept, recipe.data.split, recipe.seed)
@@ -178,7 +186,7 @@ def _inputs(recipe: Recipe, teacher: Teacher | None) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "task": recipe.task.model_dump(mode="json", include=deciding),
-        "data": recipe.data.model_dump(mode="json", exclude={"name": True, "source": {"source_dir"}}),
+        "data": recipe.data.model_dump(mode="json", exclude={"name": True, "source": _NOT_CONTENT}),
         "seed": recipe.seed,
         "teacher": {"name": teacher.name, "version": teacher.version} if teacher else None,
         "input_files": input_hashes(source) if isinstance(source, ImportSource) else {},

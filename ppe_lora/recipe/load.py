@@ -179,6 +179,12 @@ def _explain(error: ValidationError, source: _Source, file: Path) -> list[str]:
         elif problem["type"] == "missing":
             path = (*path, *rest)
             message = "missing; the recipe must set it"
+        elif problem["type"] == "union_tag_invalid":
+            path = (*path, "kind")
+            message = f"expected one of {problem['ctx']['expected_tags']}; got {problem['ctx']['tag']!r}"
+        elif problem["type"] == "union_tag_not_found":
+            path = (*path, "kind")
+            message = "missing; it says which keys this section has"
         elif problem["type"] != "value_error":
             message = message.replace("Input should be", "expected") + f"; got {_value_at(source.tree, path)!r}"
         dotted = ".".join(map(str, path)) + ": " if path else ""
@@ -229,13 +235,16 @@ def _section_at(path: tuple[str, ...], tree: Any) -> type[BaseModel] | None:
     """The section class that a path of keys leads to, or None where it leads to a value or a free mapping."""
     section: Any = Recipe
     for key in path:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
+        in_list = isinstance(tree, list) and key.isdigit() and int(key) < len(tree)
+        tree = tree[int(key)] if in_list else tree.get(key) if isinstance(tree, Mapping) else None
         is_section = isinstance(section, type) and issubclass(section, BaseModel)
         if is_section:
             field = section.model_fields.get(key)
             section = _choose(field.annotation, tree) if field else None
         elif get_origin(section) is dict:
             section = _choose(get_args(section)[1], tree)
+        elif get_origin(section) is tuple:
+            section = _choose(get_args(section)[0], tree)
         else:
             return None
     return section if isinstance(section, type) and issubclass(section, BaseModel) else None
@@ -246,7 +255,7 @@ def _choose(annotation: Any, tree: Any) -> Any:
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     members = [member for member in get_args(annotation) if isinstance(member, type) and issubclass(member, BaseModel)]
-    if not members or get_origin(annotation) is dict:
+    if not members or get_origin(annotation) in (dict, tuple):
         return annotation
     kind = tree.get("kind") if isinstance(tree, Mapping) else None
     for member in members:

@@ -4,15 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ppe_lora.section import Section
+from ppe_lora.recipe.teachers import ScriptedTeacher, Teacher
+from ppe_lora.section import Count, Section, Share, Weight
 from ppe_lora.tasks.scores import Language, ScoresTask
 
 Style = Literal["polite", "casual", "short", "long"]
 SplitName = Literal["train", "valid", "test"]
 ReadOut = Literal["greedy", "posterior_mean"]
-Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -46,14 +44,6 @@ class Sampler(Section):
         return self
 
 
-class ScriptedTeacher(Section):
-    """An offline teacher: phrases a vector from a built-in phrase book, in Japanese and English."""
-
-    kind: Literal["scripted"] = "scripted"
-    noise: Weight = 5.0
-    """Standard deviation, in task units, of the teacher's misreading of each score before it phrases it."""
-
-
 class GenerateSource(Section):
     """Rows made by sampling vectors and letting a teacher phrase them."""
 
@@ -61,7 +51,7 @@ class GenerateSource(Section):
     rows: Count = 1000
     """Requests asked from the teacher, before any filter."""
     sampler: Sampler = Sampler()
-    teacher: ScriptedTeacher = ScriptedTeacher()
+    teacher: Teacher = ScriptedTeacher()
     languages: dict[Language, Weight] = Field(default={"ja": 0.5, "en": 0.5}, min_length=1)
     styles: dict[Style, Weight] = Field(default={"polite": 1.0, "casual": 1.0, "short": 1.0, "long": 1.0}, min_length=1)
     context: Share = 0.2

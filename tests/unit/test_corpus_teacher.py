@@ -10,15 +10,15 @@ from ppe_lora.corpus.asks import make_asks
 from ppe_lora.corpus.filters import drop_near_duplicates, filter_rows
 from ppe_lora.corpus.leaks import find_key
 from ppe_lora.corpus.rows import Row, row_id
-from ppe_lora.corpus.teachers import Ask, make_teacher
+from ppe_lora.corpus.teachers import Ask
 from ppe_lora.corpus.teachers.base import extreme_tags
 from ppe_lora.corpus.teachers.compose_ja import joined
 from ppe_lora.corpus.teachers.phrasebook_en import PHRASES as ENGLISH
 from ppe_lora.corpus.teachers.phrasebook_ja import PHRASES as JAPANESE
 from ppe_lora.corpus.teachers.phrases import BANDS, Dice, Occasion
-from ppe_lora.corpus.teachers.scripted import mentioned
+from ppe_lora.corpus.teachers.scripted import ScriptedTeacher, mentioned
 from ppe_lora.errors import DataError
-from ppe_lora.recipe.schema import Filters, GenerateSource, ScriptedTeacher
+from ppe_lora.recipe.schema import Filters, GenerateSource
 from ppe_lora.tasks.scores import Language, ScoresTask
 
 TASK = ScoresTask()
@@ -29,7 +29,7 @@ POLITE_END = re.compile(r"(?:です|ます|ください|ますか|でしょう�
 def phrased(count: int, language: Language | None = None, seed: int = 0) -> list[Row]:
     languages: dict[Language, float] = {language: 1.0} if language else {"ja": 1.0, "en": 1.0}
     asks = [ask for ask, _ in make_asks(TASK, GenerateSource(rows=count, languages=languages), seed)]
-    answers = make_teacher(ScriptedTeacher(), TASK, seed).phrase(asks)
+    answers = ScriptedTeacher(TASK, 5.0, seed).phrase(asks)
     return [
         Row(
             id=row_id(answer.text, dict(ask.target), ask.language, None),
@@ -69,16 +69,16 @@ def test_nearly_all_survive_near_duplicate_removal_in_every_style(rows: list[Row
 def test_a_text_does_not_depend_on_its_batch() -> None:
     """A stream shared by a batch would make a resumed or parallel build another data set."""
     asks = [ask for ask, _ in make_asks(TASK, GenerateSource(rows=30), 4)]
-    teacher = make_teacher(ScriptedTeacher(), TASK, 4)
-    backwards = [make_teacher(ScriptedTeacher(), TASK, 4).phrase([ask])[0] for ask in reversed(asks)]
+    teacher = ScriptedTeacher(TASK, 5.0, 4)
+    backwards = [ScriptedTeacher(TASK, 5.0, 4).phrase([ask])[0] for ask in reversed(asks)]
     assert teacher.phrase(asks) == backwards[::-1]
-    assert teacher.phrase(asks) != make_teacher(ScriptedTeacher(), TASK, 5).phrase(asks)
+    assert teacher.phrase(asks) != ScriptedTeacher(TASK, 5.0, 5).phrase(asks)
 
 
 def test_unknown_keys_are_refused_by_name() -> None:
     """Phrasing the keys it knows and skipping the others would train noise without a word."""
     with pytest.raises(DataError) as error:
-        make_teacher(ScriptedTeacher(), ScoresTask(keys=("energy", "valence")), 0)
+        ScriptedTeacher(ScoresTask(keys=("energy", "valence")), 5.0, 0)
     assert str(error.value) == (
         "task.keys: the scripted teacher only knows energy, warmth, brightness, acousticness, complexity, nostalgia; "
         "got valence; use an import or another teacher"
@@ -144,12 +144,12 @@ def test_the_middle_is_mentioned_about_half_the_time() -> None:
 def test_misreading_has_the_recipes_deviation() -> None:
     """Noise that is ignored makes a teacher no human resembles, and every later figure too good."""
     ask = Ask(0, dict.fromkeys(TASK.keys, 50), "en", "long", None)
-    still = {make_teacher(ScriptedTeacher(noise=0.0), TASK, s).phrase([ask._replace(number=1)])[0].text for s in (1, 2)}
+    still = {ScriptedTeacher(TASK, 0.0, s).phrase([ask._replace(number=1)])[0].text for s in (1, 2)}
     assert len(still) == 2  # the words still vary with the seed
     middle = {phrase for bands in ENGLISH.values() for phrases in bands[4].values() for phrase in phrases}
-    text = make_teacher(ScriptedTeacher(noise=0.0), TASK, 1).phrase([ask])[0].text.lower()
+    text = ScriptedTeacher(TASK, 0.0, 1).phrase([ask])[0].text.lower()
     assert sum(phrase.lower() in text for phrase in middle) == 6
-    noisy = make_teacher(ScriptedTeacher(noise=60.0), TASK, 1).phrase([ask])[0].text.lower()
+    noisy = ScriptedTeacher(TASK, 60.0, 1).phrase([ask])[0].text.lower()
     assert sum(phrase.lower() in noisy for phrase in middle) < 6
 
 

@@ -27,6 +27,8 @@ class Phrased(NamedTuple):
     """The request, unfiltered: it may be empty or break a rule."""
     scenario: tuple[str, ...]
     """Tags of the situation, sorted: `rainy`, `night`, `high_nostalgia`, ..."""
+    fault: str | None = None
+    """Where the teacher answered with something else than a request: what it said. The text is then empty."""
 
 
 class Teacher(Protocol):
@@ -38,7 +40,7 @@ class Teacher(Protocol):
     """Changes whenever equal asks would be phrased differently: prompt, phrase book or model."""
 
     def phrase(self, asks: Sequence[Ask]) -> list[Phrased]:
-        """Answer a batch: one `Phrased` per ask, in the same order. The batching never changes an answer."""
+        """One `Phrased` per ask, in the same order, with progress shown. Which asks come together changes nothing."""
         ...
 
 

@@ -11,19 +11,19 @@ from functools import cache
 
 import numpy as np
 
+from ppe_lora.console import progress
 from ppe_lora.corpus.seeding import row_rng
-from ppe_lora.corpus.teachers import compose_en, compose_ja, phrasebook_en, phrasebook_ja, phrases
+from ppe_lora.corpus.teachers import compose_en, compose_ja, occasions, phrasebook_en, phrasebook_ja, phrases
 from ppe_lora.corpus.teachers.base import Ask, Phrased, extreme_tags
-from ppe_lora.corpus.teachers.phrases import BANDS, Band, Dice, Occasion, Pick
+from ppe_lora.corpus.teachers.occasions import draw_occasion
+from ppe_lora.corpus.teachers.phrases import BANDS, Band, Dice, Pick
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import Style
 from ppe_lora.tasks.scores import Language, ScoresTask
 
 _PHRASES: Mapping[Language, Mapping[str, tuple[Band, ...]]] = {"en": phrasebook_en.PHRASES, "ja": phrasebook_ja.PHRASES}
-_OCCASIONS: Mapping[Language, tuple[Occasion, ...]] = {"en": phrasebook_en.OCCASIONS, "ja": phrasebook_ja.OCCASIONS}
 _COMPOSE = {"en": compose_en.compose, "ja": compose_ja.compose}
 _SLOT_WEIGHTS = {"adj": 6, "with_": 4, "should": 2.5, "feel": 1, "rentai": 4, "te": 3, "sound": 2.5, "yo": 1.5}
-_OCCASION_SHARE: Mapping[Style, float] = {"polite": 0.6, "casual": 0.6, "short": 0.35, "long": 0.8}
 
 
 class ScriptedTeacher:
@@ -56,7 +56,12 @@ class ScriptedTeacher:
 
     def phrase(self, asks: Sequence[Ask]) -> list[Phrased]:
         """Phrase each ask by itself: its text depends on the seed and on the ask only."""
-        return [self._phrase(ask) for ask in asks]
+        phrased = []
+        with progress("phrasing", len(asks)) as advance:
+            for ask in asks:
+                phrased.append(self._phrase(ask))
+                advance()
+        return phrased
 
     def _phrase(self, ask: Ask) -> Phrased:
         rng = row_rng(self._seed, "phrasing", ask.number)
@@ -67,11 +72,7 @@ class ScriptedTeacher:
         ]
         read_norm = dict(zip(self._task.keys, np.clip(read, 0.0, 1.0).tolist(), strict=True))
         picks = [_phrase_of(ask, key, read_norm[key], dice) for key in mentioned(read_norm, ask.style, dice)]
-        occasion = None
-        if dice.chance(_OCCASION_SHARE[ask.style]):
-            energy = read_norm.get("energy", 0.5)
-            fitting = [o for o in _OCCASIONS[ask.language] if o.fits(energy, ask.context)]
-            occasion = dice.pick(fitting) if fitting else None
+        occasion = draw_occasion(ask, read_norm.get("energy", 0.5), dice)
         tags = set(extreme_tags(ask.target, self._task.low, self._task.high))
         tags.update(occasion.tags if occasion else ())
         return Phrased(_COMPOSE[ask.language](ask.style, picks, occasion, dice), tuple(sorted(tags)))
@@ -108,7 +109,7 @@ def _phrase_of(ask: Ask, key: str, value_norm: float, dice: Dice) -> Pick:
 @cache
 def _version() -> str:
     """Hash of the phrase books and of the code that turns them into sentences."""
-    modules = (phrasebook_en, phrasebook_ja, compose_en, compose_ja, phrases)
+    modules = (phrasebook_en, phrasebook_ja, compose_en, compose_ja, phrases, occasions)
     sources = [inspect.getsource(module) for module in modules] + [inspect.getsource(ScriptedTeacher)]
     sources += [inspect.getsource(mentioned), inspect.getsource(_phrase_of)]
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]

@@ -68,8 +68,13 @@ class Throttled(PpeError):
 
 
 class Unavailable(PpeError):
-    """This attempt failed and another may succeed: 5xx, time-out, connection reset, a truncated answer."""
+    """This attempt failed and another may succeed: 5xx, 408, time-out, connection reset, a truncated answer."""
+
+    def __init__(self, message: str, may_be_billed: bool = True) -> None:
+        super().__init__(message)
+        self.may_be_billed = may_be_billed
+        """False only where the endpoint cannot have worked on the question, such as a refused connection."""
 
 
 class Refused(PpeError):
-    """No attempt of this question will succeed: 4xx other than 429."""
+    """No attempt of this question will succeed: 4xx other than 408 and 429."""

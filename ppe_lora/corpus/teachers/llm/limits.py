@@ -1,0 +1,215 @@
+"""Rate limits that are used to the full and not passed: a token bucket per limit, and what a 429 does to it."""
+
+import asyncio
+import math
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ppe_lora.errors import RecipeError
+
+_WINDOW_S = 60.0
+_USED = 0.98
+"""Share of a limit that is asked for. Requests spread out on their way; the rest keeps the server's count below it."""
+_BURST = 1 / 600
+"""What passes at once after a silence, as a share of the limit: a tenth of a second's, so that timers may be late."""
+_UNLIMITED = 6e7
+"""Per minute. A missing limit is this one, so that a 429 can slow it like any other."""
+_LEAST = 0.1
+"""Share of a limit that is used even where one request is as large as the whole limit."""
+_SLOWER = 0.7
+_FASTER_PER_S = 1.01
+_LONGEST_PAUSE_S = 60.0
+
+
+class RateLimit(NamedTuple):
+    """What an endpoint allows in any 60 seconds. None is no limit known."""
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    """Prompt and completion together."""
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """Leave to send one request."""
+
+    sent_at: float
+    """Seconds of the event loop's clock."""
+    worst_tokens: int
+    tokens: float
+    """Taken from the limit: what such a request uses on average, then what it used."""
+
+
+class _Bucket:
+    """Lets at most `per_window` units through in any 60 seconds."""
+
+    def __init__(self, per_window: float) -> None:
+        self._per_window = per_window
+        self._burst = max(1.0, _BURST * per_window)
+        self._speed = 1.0
+        self.level = self._burst
+        self._at = -math.inf
+
+    @property
+    def _top(self) -> float:
+        """Units per second when nothing slows it: a full bucket passes at once, the rate times 60 s after it."""
+        return max(_USED * self._per_window - self._burst + 1, _LEAST * self._per_window) / _WINDOW_S
+
+    @property
+    def rate(self) -> float:
+        """Units per second now."""
+        return self._speed * self._top
+
+    def refill(self, now: float, units: float) -> None:
+        """Add what the time since the last call brings, and make room for a request of `units`.
+
+        After a slowdown the rate recovers by 1 % per second.
+        """
+        elapsed = min(now - self._at, 10 * _WINDOW_S)
+        self._at = now
+        self._burst = max(1.0, _BURST * self._per_window, units)
+        capacity = max(1.0, self._speed * self._burst, units)
+        self.level = max(self.level, min(capacity, self.level + self.rate * elapsed))
+        self._speed = min(1.0, self._speed * _FASTER_PER_S**elapsed)
+
+    def wait_s(self, units: float) -> float:
+        """Seconds until `units` may pass."""
+        missing = units - self.level
+        return missing / self.rate if missing > 1e-6 else 0.0
+
+    def slow_down(self, found_rate: float) -> None:
+        """Let through less than `found_rate` (units per second), which proved too much."""
+        self._speed = _SLOWER * min(self._speed, found_rate / self._top)
+        self.level = min(self.level, self._speed * self._burst)
+
+
+class _Window:
+    """Tokens of the last 60 seconds.
+
+    A bucket alone would let too much through when a reply gives back tokens that an earlier minute was charged for.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._tickets: deque[Ticket] = deque()
+        self._tokens = 0.0
+
+    def wait_s(self, now: float, tokens: float) -> float:
+        """Seconds until some tokens leave the window, or 0 where `tokens` more fit in."""
+        while self._tickets and self._tickets[0].sent_at <= now - _WINDOW_S:
+            self._tokens -= self._tickets.popleft().tokens
+        if not self._tickets or self._tokens + tokens <= self._limit:
+            return 0.0
+        return self._tickets[0].sent_at + _WINDOW_S - now
+
+    def add(self, ticket: Ticket) -> None:
+        """Count a request."""
+        self._tickets.append(ticket)
+        self._tokens += ticket.tokens
+
+    def correct(self, ticket: Ticket, tokens: float) -> None:
+        """Count `tokens` for a request from now on."""
+        if self._tickets and ticket.sent_at >= self._tickets[0].sent_at:
+            self._tokens += tokens - ticket.tokens
+        ticket.tokens = tokens
+
+
+class Limiter:
+    """The gate before one endpoint. First come, first served, and a 429 holds everybody back.
+
+    Args:
+        limit: What the endpoint allows.
+
+    Raises:
+        RecipeError: A limit is not above 0.
+    """
+
+    def __init__(self, limit: RateLimit) -> None:
+        for name, value in limit._asdict().items():
+            if value is not None and not value > 0:
+                raise RecipeError(f"{name}: expected more than 0; got {value:g}; leave it out for no limit")
+        self._requests = _Bucket(limit.requests_per_minute or _UNLIMITED)
+        self._tokens = _Bucket(limit.tokens_per_minute or _UNLIMITED)
+        self._window = _Window(limit.tokens_per_minute or math.inf)
+        self._turn = asyncio.Lock()
+        self._paused_until = -math.inf
+        self._throttled_at = -math.inf
+        self._throttles = 0
+        self._sent: deque[float] = deque(maxlen=1000)
+        self._used_tokens, self._worst_tokens = 1.0, 1.0
+
+    async def acquire(self, worst_tokens: int) -> Ticket:
+        """Wait for leave to send a request that uses at most `worst_tokens`.
+
+        What is taken is what such a request has used so far on average; `settle` corrects it.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            while True:
+                now = loop.time()
+                tokens = worst_tokens * min(1.0, self._used_tokens / self._worst_tokens)
+                self._requests.refill(now, 1)
+                self._tokens.refill(now, tokens)
+                buckets_s = max(self._requests.wait_s(1), self._tokens.wait_s(tokens))
+                wait_s = max(self._paused_until - now, buckets_s, self._window.wait_s(now, tokens))
+                if wait_s <= 0:
+                    break
+                await asyncio.sleep(wait_s)
+            ticket = Ticket(now, worst_tokens, tokens)
+            self._requests.level -= 1
+            self._tokens.level -= tokens
+            self._window.add(ticket)
+            self._sent.append(now)
+            return ticket
+
+    def settle(self, ticket: Ticket, used_tokens: int) -> None:
+        """Correct what a request took, now that its reply says what it used."""
+        self._correct(ticket, used_tokens)
+        self._used_tokens += used_tokens
+        self._worst_tokens += ticket.worst_tokens
+        self._throttles = 0
+
+    def give_back(self, ticket: Ticket) -> None:
+        """Return the tokens of a request that used none. The request itself still counts."""
+        self._correct(ticket, 0)
+
+    def _correct(self, ticket: Ticket, tokens: float) -> None:
+        self._tokens.level += ticket.tokens - tokens
+        self._window.correct(ticket, tokens)
+
+    def throttle(self, ticket: Ticket, retry_after_s: float | None) -> None:
+        """A 429: hold everybody back, and be slower afterwards.
+
+        Requests that were under way when the first 429 came bring more of them; those do not slow any further.
+
+        Args:
+            ticket: Of the request that was turned away. Its tokens are given back.
+            retry_after_s: What the endpoint asks for; without it the pause doubles from a second, with jitter.
+        """
+        now = asyncio.get_running_loop().time()
+        self.give_back(ticket)
+        until = now + retry_after_s if retry_after_s is not None else now
+        if ticket.sent_at > self._throttled_at:
+            self._throttled_at = now
+            self._throttles += 1
+            self._requests.slow_down(self._found_rate(now))
+            self._tokens.slow_down(self._tokens.rate)
+            if retry_after_s is None:
+                until = now + min(_LONGEST_PAUSE_S, 2.0 ** (self._throttles - 1)) * random.uniform(0.75, 1.25)
+        longer_s = until - max(now, self._paused_until)
+        if longer_s > 0:
+            self._paused_until = until
+            # Pauses do not count in the rate that was found too high.
+            self._sent = deque((at + longer_s for at in self._sent), maxlen=self._sent.maxlen)
+
+    def _found_rate(self, now: float) -> float:
+        """Requests per second over the last minute."""
+        recent = [at for at in self._sent if at > now - _WINDOW_S]
+        return len(recent) / max(1.0, now - recent[0]) if recent else self._requests.rate
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds for which a 429 holds everybody back from now on."""
+        return max(0.0, self._paused_until - asyncio.get_running_loop().time())

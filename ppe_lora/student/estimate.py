@@ -10,8 +10,8 @@ All from counts, with one assumption per line; P linear parameters in billions, 
 
 A row is taken as 60 instruction tokens shared by the rows of a micro step, 64 of request and 48 of answer; a score read
 in training or evaluation adds its branches (10 tokens for whole numbers to 100), and its own start where it is read
-from the request alone. Time that a model too small to fill a GPU loses there is not counted: for a 135M, a GPU's speed is
-an upper bound.
+from the request alone. The time that a model too small to fill a GPU loses there is not counted: for a 135M model, the
+speed of a GPU is an upper bound.
 """
 
 import time

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from ppe_lora.errors import DataError
@@ -89,9 +91,9 @@ def read_rows(path: Path, task: ScoresTask) -> list[Row]:
     return rows
 
 
-def targets_matrix(rows: Sequence[Row], task: ScoresTask) -> list[list[float]]:
+def targets_matrix(rows: Sequence[Row], task: ScoresTask) -> NDArray[np.float64]:
     """Targets as N rows by K keys, in the task's key order, in task units."""
-    return [[row.target[key] for key in task.keys] for row in rows]
+    return np.array([[row.target[key] for key in task.keys] for row in rows], dtype=np.float64)
 
 
 def _where(location: tuple[int | str, ...]) -> str:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ppe_lora.corpus.build import build_dataset
@@ -191,7 +190,7 @@ def test_emobank_six_comes_out_as_published(tmp_path: Path) -> None:
     assert report.rows == {"train": 7984, "valid": 991, "test": 1000}
     assert report.rejected == {"also in test": 62, "also in valid": 25}
     train, test = (
-        np.array(targets_matrix(read_rows(split_path(tmp_path / "emobank", split), recipe.task), recipe.task)) / 100
+        targets_matrix(read_rows(split_path(tmp_path / "emobank", split), recipe.task), recipe.task) / 100
         for split in ("train", "test")
     )
     assert ((test - train.mean(axis=0)) ** 2).mean() == pytest.approx(0.00654, abs=0.00001)

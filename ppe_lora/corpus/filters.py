@@ -150,11 +150,12 @@ def drop_duplicate_ids(rows: Sequence[Row]) -> Filtered:
 def drop_near_duplicates(rows: Sequence[Row], threshold: float) -> Filtered:
     """Keep the first of requests that are at least `threshold` alike (Jaccard of character 5-grams).
 
-    A row is compared with kept rows only, so that a chain of small changes does not remove its far end.
+    A row is compared with kept rows only, so that a chain of small changes does not remove its far end. A row of
+    similarity 1 shares its twin's fate: whatever the twin was dropped for is as much like this one.
     """
     dropped: dict[int, Rejection] = {}
     for earlier, later, similarity in alike_pairs([row.request for row in rows], threshold):
-        if earlier not in dropped and later not in dropped:
+        if later not in dropped and (similarity == 1.0 or earlier not in dropped):
             evidence = f"{similarity:.2f} like {rows[earlier].id}: {rows[earlier].request}"
             dropped[later] = Rejection(rows[later], "near-duplicate", evidence)
     return Filtered([row for i, row in enumerate(rows) if i not in dropped], list(dropped.values()))

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from ppe_lora.corpus.filters import Rejection
 from ppe_lora.corpus.rows import SPLITS, Row
 from ppe_lora.corpus.seeding import unit_hash
@@ -18,20 +20,17 @@ def group_keys(rows: Sequence[Row], threshold: float) -> list[str]:
         rows: Rows with ids.
         threshold: Lowest Jaccard similarity (character 5-grams) that binds two requests.
     """
-    parent = list(range(len(rows)))
+    from scipy.sparse import coo_array  # slow to import, and only builders of data need it
+    from scipy.sparse.csgraph import connected_components
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for earlier, later, _ in alike_pairs([row.request for row in rows], threshold):
-        parent[root(later)] = root(earlier)
+    pairs = [(one, other) for one, other, _ in alike_pairs([row.request for row in rows], threshold)]
+    ones, others = zip(*pairs, strict=True) if pairs else ((), ())
+    links = coo_array((np.ones(len(pairs), dtype=np.int8), (ones, others)), shape=(len(rows), len(rows)))
+    _, group_N = connected_components(links, directed=False)
     smallest: dict[int, str] = {}
-    for i, row in enumerate(rows):
-        smallest[root(i)] = min(row.id, smallest.get(root(i), row.id))
-    return [smallest[root(i)] for i in range(len(rows))]
+    for row, group in zip(rows, group_N.tolist(), strict=True):
+        smallest[group] = min(row.id, smallest.get(group, row.id))
+    return [smallest[group] for group in group_N.tolist()]
 
 
 def split_rows(rows: Sequence[Row], settings: Split, seed: int) -> BySplit:

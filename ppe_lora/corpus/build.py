@@ -12,6 +12,7 @@ from ppe_lora.corpus.asks import make_asks
 from ppe_lora.corpus.filters import Filtered, Rejection, drop_duplicate_ids, empty, filter_rows
 from ppe_lora.corpus.importers import input_hashes, read_import
 from ppe_lora.corpus.rows import SPLITS, Row, row_id, split_path, write_rows
+from ppe_lora.corpus.sampling import observed_hash
 from ppe_lora.corpus.split import BySplit, cap_rows, drop_shared, split_rows
 from ppe_lora.corpus.stats import dataset_stats
 from ppe_lora.corpus.teachers import Teacher, make_teacher
@@ -19,7 +20,7 @@ from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import GenerateSource, ImportSource, Recipe
 
 Progress = Callable[[int], None]
-_FORMAT = 1
+_FORMAT = 2
 """Raised when equal inputs would make other rows: sampling, filters or split changed."""
 _BATCH_ROWS = 64
 
@@ -178,11 +179,18 @@ def _inputs(recipe: Recipe, teacher: Teacher | None) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "task": recipe.task.model_dump(mode="json", include=deciding),
-        "data": recipe.data.model_dump(mode="json", exclude={"name": True, "source": {"source_dir"}}),
+        "data": recipe.data.model_dump(
+            mode="json", exclude={"name": True, "source": {"source_dir": True, "sampler": {"observed": {"path"}}}}
+        ),
         "seed": recipe.seed,
         "teacher": {"name": teacher.name, "version": teacher.version} if teacher else None,
-        "input_files": input_hashes(source) if isinstance(source, ImportSource) else {},
+        "input_files": input_hashes(source) if isinstance(source, ImportSource) else _observed(source),
     }
+
+
+def _observed(source: GenerateSource) -> dict[str, str]:
+    found = observed_hash(source.sampler)
+    return {"observed": found} if found else {}
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -1,26 +1,15 @@
 """Rows from existing files: CSV or JSONL, joined by id, rescaled to the task."""
 
-import csv
-import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ppe_lora.artifacts import hash_file
 from ppe_lora.corpus.rows import Row, row_id
+from ppe_lora.corpus.tables import Record, number_of, raise_problems, read_records
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import ImportSource, SplitName
 from ppe_lora.tasks.scores import ScoresTask
-
-_SHOWN = 20
-
-
-class Record(NamedTuple):
-    """One entry of a source file and the line it starts in."""
-
-    line: int
-    values: Mapping[str, Any]
 
 
 class Imported(NamedTuple):
@@ -52,7 +41,7 @@ def source_paths(source: ImportSource) -> dict[str, Path]:
             )
         elif path.suffix not in (".csv", ".jsonl"):
             problems.append(f"data.source.files.{name}.path: expected .csv or .jsonl; got {path}")
-    _raise(problems)
+    raise_problems(problems)
     return paths
 
 
@@ -93,61 +82,24 @@ def read_import(source: ImportSource, task: ScoresTask) -> Imported:
             request = str(record.values[columns["data.source.request"][1]] or "")
             identity = row_id(request, target, source.language, None)
             rows.append(Row.model_construct(id=identity, request=request, target=target, language=source.language))
-    _raise(problems)
+    raise_problems(problems)
     return Imported(rows, splits if source.split else None, dropped)
 
 
 def _read_table(path: Path, id_column: str) -> dict[str, Record]:
-    records = _read_csv(path) if path.suffix == ".csv" else _read_jsonl(path)
     table: dict[str, Record] = {}
     problems = []
-    try:
-        for record in records:
-            if id_column not in record.values:
-                raise DataError(
-                    f"{path}:{record.line}: expected a column {id_column!r} to join by; got {', '.join(record.values)}"
-                )
-            key = str(record.values[id_column])
-            if key in table:
-                problems.append(f"{path}:{record.line}: id {key!r} is already used in line {table[key].line}")
-            table.setdefault(key, record)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected UTF-8 text; got byte {error.object[error.start]:#04x}") from None
-    _raise(problems)
-    if not table:
-        raise DataError(f"{path}: expected at least one entry; got an empty file")
+    for record in read_records(path):
+        if id_column not in record.values:
+            raise DataError(
+                f"{path}:{record.line}: expected a column {id_column!r} to join by; got {', '.join(record.values)}"
+            )
+        key = str(record.values[id_column])
+        if key in table:
+            problems.append(f"{path}:{record.line}: id {key!r} is already used in line {table[key].line}")
+        table.setdefault(key, record)
+    raise_problems(problems)
     return table
-
-
-def _read_csv(path: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        line = 2
-        try:
-            for values in reader:
-                if None in values or None in values.values():
-                    raise DataError(
-                        f"{path}:{line}: expected {len(reader.fieldnames or ())} fields as in the header; got "
-                        f"{'more' if None in values else 'fewer'}"
-                    )
-                yield Record(line, values)
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise DataError(f"{path}:{line}: not CSV: {error}") from None
-
-
-def _read_jsonl(path: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}:{number}: not JSON: {error}") from None
-            if not isinstance(values, dict):
-                raise DataError(f"{path}:{number}: expected a JSON object; got {type(values).__name__}")
-            yield Record(number, values)
 
 
 def _columns(
@@ -169,7 +121,7 @@ def _columns(
         present = list(next(iter(tables[file].values())).values)
         if column not in present:
             problems.append(f"{key}: expected a column of {paths[file]} ({', '.join(present)}); got {column!r}")
-    _raise(problems)
+    raise_problems(problems)
     return columns
 
 
@@ -187,7 +139,7 @@ def _target(
         file, column = columns[f"data.source.target.{key}"]
         raw = entries[file].values.get(column)
         where = f"{paths[file]}:{entries[file].line}: {column}"
-        value = _number(raw)
+        value = number_of(raw)
         if value is None:
             problems.append(f"{where}: expected a number; got {raw!r}")
         elif not low <= value <= high:
@@ -198,16 +150,6 @@ def _target(
             scaled = round(task.low + (value - low) / (high - low) * task.span, 9)
             target[key] = task.round(scaled)
     return target if len(target) == len(task.keys) else None
-
-
-def _number(raw: Any) -> float | None:
-    if isinstance(raw, bool) or not isinstance(raw, str | int | float):
-        return None
-    try:
-        value = float(raw)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _split_name(
@@ -227,9 +169,3 @@ def _split_name(
         )
         return "train"
     return source.split_names[found]
-
-
-def _raise(problems: list[str]) -> None:
-    if problems:
-        more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        raise DataError("\n".join(problems[:_SHOWN] + more))

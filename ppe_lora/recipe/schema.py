@@ -28,21 +28,33 @@ class Archetype(Section):
     weight: Weight = 1.0
 
 
+class Observed(Section):
+    """A file of vectors from real play; clusters are drawn around them, each as often as it is in the file."""
+
+    path: str
+    """CSV with a header, or JSONL, with a column per key of the task, in task units; other columns are ignored."""
+    spread: Weight = 5.0
+    """Standard deviation around an observed vector, in task units: 0 repeats it."""
+
+
 class Sampler(Section):
     """Where target vectors come from, mixed by weight. All weights are relative."""
 
     uniform: Weight = 0.5
-    """Evenly over the whole cube of scores."""
+    """Evenly over the whole cube of scores, by a scrambled Sobol sequence."""
     clusters: Weight = 0.3
-    """Around the archetypes; with none named, around a dozen drawn from the seed."""
+    """Around `archetypes` or `observed` vectors; with neither, around a dozen drawn from the seed."""
     edges: Weight = 0.2
     """Some scores near the ends of the range, the rest uniform."""
     archetypes: dict[str, Archetype] = Field(default_factory=dict)
+    observed: Observed | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.uniform + self.clusters + self.edges <= 0:
             raise ValueError("at least one of uniform, clusters and edges must be above 0")
+        if self.archetypes and self.observed:
+            raise ValueError("clusters are drawn around archetypes or around observed vectors; name one of them")
         return self
 
 

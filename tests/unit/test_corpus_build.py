@@ -87,6 +87,22 @@ def test_an_equal_build_is_skipped_and_another_replaces_it(tmp_path: Path) -> No
     assert other.dataset_version != first.dataset_version
 
 
+def test_observed_vectors_decide_the_data_by_content(tmp_path: Path) -> None:
+    """A moved file must not remake the data; another content under the same path must."""
+    vectors = ",".join(ScoresTask().keys) + "\n10,20,30,40,50,60\n"
+    for name in ("one.csv", "other.csv"):
+        (tmp_path / name).write_text(vectors)
+
+    def made(name: str) -> bool:
+        sampler = {"observed": {"path": str(tmp_path / name)}}
+        return build_dataset(recipe(source={"kind": "generate", "rows": 60, "sampler": sampler}), tmp_path / "d").made
+
+    assert made("one.csv")
+    assert not made("other.csv")
+    (tmp_path / "other.csv").write_text(vectors.replace("10", "90"))
+    assert made("other.csv")
+
+
 def test_training_settings_do_not_remake_data(tmp_path: Path) -> None:
     """A rank sweep that rebuilt its data would compare different data."""
     build_dataset(recipe(), tmp_path / "d")

@@ -212,12 +212,16 @@ class Student(Section):
 
 class Objective(Section):
     """What training minimizes besides the text's cross-entropy: how far off the numbers are. The formulas are in
-    `ppe_lora/student/objective.py`. Both at 0 is plain SFT."""
+    `ppe_lora/student/objective.py`. Both weights at 0 is plain SFT."""
 
     raft: Weight = 0.0
     """Weight of the squared error of each score's mean."""
     crps: Weight = 0.0
     """Weight of the ranked probability score, which keeps the spread honest."""
+    slots: Literal["answers", "request"] = "answers"
+    """What a score's distribution is conditioned on, in training, evaluation and serving: the request and the answers
+    to the keys before it, or the request only. The latter reads all scores in one pass, each as the one key of an
+    answer of its own."""
 
 
 class Train(Section):

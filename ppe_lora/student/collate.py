@@ -1,7 +1,7 @@
 """Rows to batches, packed or padded, and the loss on their completions."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -11,14 +11,14 @@ from ppe_lora.student.encode import EncodedRow
 from ppe_lora.student.layout import IGNORED, Run, lay_out, next_labels
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.processes import processes
-from ppe_lora.student.trie import ScoreTrie, add_branches
+from ppe_lora.student.trie import ScoreTrie, Slot, add_branches, add_slots_alone
 
 Batch = dict[str, torch.Tensor]
 """`input_ids`, `position_ids` and `labels` (B, T); `attention_mask` (B, T), or (B, 1, T, T) boolean in a pack. A label
 is the token that its position has to predict, or -100.
 
-A pack with S slots also has `slot_columns` (S, M), where the logits of a slot's choices are, `slot_key` (S) and
-`slot_target` (S), the index of the target among the trie's values."""
+A pack with S slots also has `slot_columns` (S, M), where the logits of a slot's choices are, `slot_target` (S), the
+target's index among the trie's values, and `slot_terminator_of` (S), the key whose terminator ends the value there."""
 
 
 class PackedCollator:
@@ -29,6 +29,12 @@ class PackedCollator:
         [instruction] <- [request 1 {"energy":] <- [42,"warmth":] <- [77}]
                               ^ ^ ^                    ^ ^ ^
                               1 2 .. 9  (10 behind 1)  1 2 .. 9
+
+    or, where scores are read from the request only:
+
+        [instruction] <- [request 1] <- [{"energy":42,"warmth":77}]
+                              ^--------- [{"energy":] <- 1 2 .. 9
+                              ^--------- [{"warmth":] <- 1 2 .. 9
     """
 
     def __init__(self, trie: ScoreTrie | None = None) -> None:
@@ -37,7 +43,7 @@ class PackedCollator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
         """Collate rows with the keys `prompt_ids`, `completion_ids` and `shared`, and `leaves` (K) with a trie."""
         runs: list[Run] = []
-        slots: list[_Slot] = []
+        slots: list[Slot] = []
         root_of: dict[tuple[int, ...], int] = {}
         for row in rows:
             beginning = tuple(row["prompt_ids"][: row["shared"]])
@@ -50,7 +56,7 @@ class PackedCollator:
                 ids = [*rest, *row["completion_ids"]]
                 runs.append(Run(ids, parent, next_labels(ids, len(row["completion_ids"]))))
             else:
-                slots += _add_row(runs, rest, parent, row["leaves"], self.trie)
+                slots += _add_row(runs, rest, parent, row, self.trie)
         layout = lay_out(runs)
         batch = {
             "input_ids": layout.ids[None],
@@ -59,33 +65,33 @@ class PackedCollator:
             "labels": layout.labels[None],
         }
         if self.trie is not None:
+            leaves = [leaf for row in rows for leaf in row["leaves"]]
             last = torch.tensor([len(run.ids) for run in runs]).cumsum(0) - 1
             batch["slot_columns"] = last[torch.tensor([slot.runs for slot in slots])]
-            batch["slot_key"] = torch.tensor([slot.key for slot in slots])
-            batch["slot_target"] = torch.tensor([slot.leaf for slot in slots])
+            batch["slot_terminator_of"] = torch.tensor([slot.terminator_of for slot in slots])
+            batch["slot_target"] = torch.tensor(leaves)
         return batch
 
 
-class _Slot(NamedTuple):
-    runs: list[int]
-    """Per choice, the run at whose last token it is read."""
-    key: int
-    leaf: int
-
-
 def _add_row(
-    runs: list[Run], rest: Sequence[int], parent: int | None, leaves: Sequence[int], trie: ScoreTrie
-) -> list[_Slot]:
-    """Append the runs of one row, cut at its slots, each with its branches; return its slots."""
+    runs: list[Run], rest: Sequence[int], parent: int | None, row: dict[str, Any], trie: ScoreTrie
+) -> list[Slot]:
+    """Append the runs of one row, the branches of its scores among them; return its slots, one per key."""
+    if trie.alone is not None:
+        completion = row["completion_ids"]
+        request = len(runs)
+        runs.append(Run(rest, parent, next_labels(rest, 0, completion[0])))
+        runs.append(Run(completion, request, next_labels(completion, len(completion))))
+        return add_slots_alone(runs, request, trie)
     slots = []
     before: list[int] = [*rest]
     supervised = 0
-    for key, leaf in enumerate(leaves):
+    for key, leaf in enumerate(row["leaves"]):
         ids = [*before, *trie.leads[key]]
         supervised += len(trie.leads[key])
         slot = len(runs)
         runs.append(Run(ids, parent, next_labels(ids, supervised, trie.paths[leaf][0])))
-        slots.append(_Slot(add_branches(runs, slot, trie), key, leaf))
+        slots.append(Slot(add_branches(runs, slot, trie), key))
         parent, before = slot, [*trie.paths[leaf]]
         supervised = len(before)
     ids = [*before, *trie.tail]

@@ -28,7 +28,7 @@ from ppe_lora.student.layout import Run, lay_out
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.posterior import greedy_leaf, leaf_log_probs
 from ppe_lora.student.tokenizer import StudentTokenizer
-from ppe_lora.student.trie import ScoreTrie, add_branches
+from ppe_lora.student.trie import ScoreTrie, add_branches, add_slots_alone
 from ppe_lora.tasks.scores import ScoresTask
 
 _SLACK_TOKENS = 8
@@ -109,9 +109,13 @@ class Decoder:
             texts = self._generate(rows)
             return [Decoded(text, None, self._padded_nll(row)) for text, row in zip(texts, rows, strict=True)]
         batch = _SkeletonBatch(self.model, self.trie, rows, self._instruction(rows[0]), self.tokenizer.pad_id)
-        log_p_BKV = torch.stack([batch.read_score(key) for key in range(len(self.trie.leads))], dim=1)
+        if forced and self.trie.alone is not None:
+            log_p_BKV = batch.read_all_alone()
+        else:
+            log_p_BKV = torch.stack([batch.read_score(key) for key in range(len(self.trie.leads))], dim=1)
         texts = [self.trie.completion([float(self.trie.values[leaf]) for leaf in leaves]) for leaves in batch.leaves]
         if not forced:
+            log_p_BKV = batch.read_all_alone() if self.trie.alone is not None else log_p_BKV
             batch.check_tail()
             left = [index for index, agrees in enumerate(batch.agrees) if not agrees]
             for index, text in zip(left, self._generate([rows[index] for index in left]), strict=True):
@@ -182,6 +186,34 @@ class _SkeletonBatch:
         self.prompts.see([[branch - branches for branch in inside] for inside in inside_B])
         return leaf_log_probs(logits_BMV, key_B, self.trie).cpu()
 
+    def read_all_alone(self) -> torch.Tensor:
+        """Read all scores from the request alone in one pass, which is the first one or any later one; take them as
+        answers if there are none yet; log-probabilities (B, K, V), on the CPU."""
+        first = not self.leaves[0]
+        # Kept columns: the request's last token, where it is fed here, and the same scores behind every request.
+        runs: list[Run] = [Run([self.pad_id])] if first else []
+        slots = add_slots_alone(runs, 0 if first else None, self.trie)
+        ends = torch.tensor([len(run.ids) for run in runs]).cumsum(0) - 1
+        keep = int(ends[-1]) + 1
+        forests = [[Run(request), *runs[1:]] for request in self.requests] if first else [runs] * len(self.requests)
+        chunk = chunk_of([lay_out(forest) for forest in forests], self.pad_id)
+        logits = self.prompts.feed(chunk, keep, None if first else self.request_BC)
+        if first:
+            self._see_request(logits, keep - 1)
+        logits_BSMV = logits[:, ends[torch.tensor([slot.runs for slot in slots])]]
+        rows, scores = logits_BSMV.shape[:2]
+        ending_S = torch.tensor([slot.terminator_of for slot in slots] * rows, device=logits.device)
+        logits_SMV = logits_BSMV.flatten(0, 1)
+        if first:
+            self.leaves = greedy_leaf(logits_SMV, ending_S, self.trie).view(rows, scores).tolist()
+        return leaf_log_probs(logits_SMV, ending_S, self.trie).view(rows, scores, -1).cpu()
+
+    def _see_request(self, logits: torch.Tensor, behind: int) -> None:
+        """Let what follows see the request, `behind` columns from the end of the first chunk; remember both."""
+        self.after_request_BV = logits[:, 0]
+        self.prompts.see([range(-behind - len(request), -behind) for request in self.requests])
+        self.request_BC = self.prompts.seen_BC.clone()
+
     def check_tail(self) -> None:
         """Feed what follows the last score, to see whether the model agrees with it down to the end token."""
         self._feed([[Run(draft)] for draft in self.drafts], 0)
@@ -208,10 +240,7 @@ class _SkeletonBatch:
         keep = 1 + len(self.trie.leads[0]) + branches if first else chunk.ids_BW.shape[1]
         logits = self.prompts.feed(chunk, keep)
         if first:
-            self.after_request_BV = logits[:, 0]
-            lead = len(self.trie.leads[0]) + branches
-            self.prompts.see([range(-lead - len(request), -lead) for request in self.requests])
-            self.request_BC = self.prompts.seen_BC.clone()
+            self._see_request(logits, len(self.trie.leads[0]) + branches)
         end = keep - branches
         free_BW = logits[:, :end].argmax(-1).tolist()
         for row, (draft, free) in enumerate(zip(self.drafts, free_BW, strict=True)):

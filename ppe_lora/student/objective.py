@@ -52,4 +52,4 @@ def slot_log_probs(logits: torch.Tensor, columns: torch.Tensor, batch: Batch, tr
         trie: The trie that the pack was laid out with.
     """
     place_SM = torch.searchsorted(columns, batch["slot_columns"])
-    return leaf_log_probs(logits[0, place_SM], batch["slot_key"], trie)
+    return leaf_log_probs(logits[0, place_SM], batch["slot_terminator_of"], trie)

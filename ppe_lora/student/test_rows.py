@@ -53,7 +53,7 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     train_rows = read_rows(split_path(data_dir, "train"), recipe.task)
     train_NK = targets_matrix(train_rows, recipe.task)
     packs = packs_exactly(model, split.encoded, tokenizer.pad_id)
-    trie = build_trie(recipe.task, tokenizer) if packs else None
+    trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots) if packs else None
     result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie)
     if state.is_main_process:
         write_evaluation(folder, result)

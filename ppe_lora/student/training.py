@@ -134,7 +134,7 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
     if state.is_main_process:
         _announce(recipe, model, train_split, valid_split)
     train_NK = targets_matrix(train_rows, recipe.task)
-    trie = build_trie(recipe.task, tokenizer)
+    trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots)
     packs = packs_exactly(model, train_split.encoded, tokenizer.pad_id)
     collate = _collator(recipe, trie, packs, tokenizer.pad_id)
     if not is_exhausted(epoch_metrics(run_dir), recipe):

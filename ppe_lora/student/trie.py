@@ -10,7 +10,7 @@ there are 11 choices: the start, after each of 1 to 9, and after 10.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -44,6 +44,9 @@ class ScoreTrie(NamedTuple):
     """Per key, the fixed tokens in front of its value, from the end of the value before it."""
     tail: tuple[int, ...]
     """The fixed tokens behind the last value, the end token included."""
+    alone: tuple[tuple[int, ...], ...] | None
+    """Per key, the fixed tokens in front of its value in an answer of that key only; None where the scores are not read
+    from the request alone but behind the answers before them (recipe key `train.objective.slots`)."""
     paths: tuple[tuple[int, ...], ...]
     """Per value its tokens, without the terminator."""
     branches: tuple[Branch, ...]
@@ -93,8 +96,35 @@ def add_branches(runs: list[Run], slot: int, trie: ScoreTrie) -> list[int]:
     return [where[choice] for choice in range(len(where))]
 
 
-def build_trie(task: ScoresTask, tokenizer: StudentTokenizer) -> ScoreTrie:
+class Slot(NamedTuple):
+    """A score whose distribution is read from a layout of runs."""
+
+    runs: list[int]
+    """Per choice, the run at whose last token it is read."""
+    terminator_of: int
+    """The key whose terminator ends the value here."""
+
+
+def add_slots_alone(runs: list[Run], parent: int | None, trie: ScoreTrie) -> list[Slot]:
+    """Append every score as the one key of an answer of its own, with its branches, behind `runs[parent]`; one slot
+    per key. Their values end as the last key's does, with the answer."""
+    assert trie.alone is not None
+    slots = []
+    for lead in trie.alone:
+        runs.append(Run(lead, parent))
+        slots.append(Slot(add_branches(runs, len(runs) - 1, trie), len(trie.leads) - 1))
+    return slots
+
+
+def build_trie(
+    task: ScoresTask, tokenizer: StudentTokenizer, slots: Literal["answers", "request"] = "answers"
+) -> ScoreTrie:
     """Build the trie of a task's scores from a tokenizer.
+
+    Args:
+        task: Keys and legal values.
+        tokenizer: Writes them.
+        slots: What the scores are conditioned on (recipe key `train.objective.slots`).
 
     Raises:
         ModelError: The tokenizer's boundaries depend on the value (a token joins part of a value with its neighbours),
@@ -121,6 +151,13 @@ def build_trie(task: ScoresTask, tokenizer: StudentTokenizer) -> ScoreTrie:
         terminators.append(ids[len(ids) - back])
         tail = tuple(ids[len(ids) - back :])
     trie = _trie(values, leads, tail, paths, terminators)
+    if slots == "request":
+        tries = [build_trie(task.model_copy(update={"keys": (key,)}), tokenizer) for key in task.keys]
+        if any((one.paths, one.tail) != (trie.paths, trie.tail) for one in tries):
+            raise ModelError(
+                f"{tokenizer.folder}: expected values written alike in answers of one key; got other tokens"
+            )
+        trie = trie._replace(alone=tuple(one.leads[0] for one in tries))
     expected = tokenizer.completion_ids(_PROBE, task.render(middle))
     if trie.completion([middle[key] for key in task.keys]) != expected:
         raise ModelError(f"{tokenizer.folder}: expected the answer's parts to make up the answer; got other tokens")
@@ -162,7 +199,15 @@ def _trie(
             legal[choice, child] = True
             ids[:, choice, child] = torch.tensor(terminators) if token == end else token
     return ScoreTrie(
-        torch.tensor(values), tuple(leads), tail, tuple(paths), branches, ids, legal, *_steps(paths, children, choices)
+        torch.tensor(values),
+        tuple(leads),
+        tail,
+        None,
+        tuple(paths),
+        branches,
+        ids,
+        legal,
+        *_steps(paths, children, choices),
     )
 
 

@@ -23,6 +23,16 @@ _INSTRUCTION: dict[Language, str] = {
     "{keys} をこの順のキーとするJSONだけで答えてください。",
 }
 _CONTEXT_LABEL: dict[Language, str] = {"en": "Context", "ja": "状況"}
+_ALIASES: dict[str, dict[Language, tuple[str, ...]]] = {
+    "energy": {"ja": ("エネルギ", "エナジ")},
+    "warmth": {
+        "ja": ("温か", "暖か", "あたた", "あったか", "あったま", "あっため", "温ま", "温め", "暖ま", "暖め", "ウォーム")
+    },
+    "brightness": {"ja": ("明る", "あかる", "ブライト")},
+    "acousticness": {"ja": ("アコースティ",)},
+    "complexity": {"ja": ("複雑", "ふくざつ", "コンプレキシティ")},
+    "nostalgia": {"ja": ("懐かし", "懐し", "なつかし", "ノスタルジ"), "en": ("natsukashii",)},
+}
 
 
 class Reason(StrEnum):
@@ -72,8 +82,11 @@ class ScoresTask(Section):
     output_format_version: int = 1
     instruction: dict[Language, str] = Field(default_factory=lambda: dict(_INSTRUCTION), min_length=1)
     """Wording per language. `{keys}`, `{low}` and `{high}` are filled in."""
-    aliases: dict[str, dict[Language, tuple[str, ...]]] = Field(default_factory=dict)
-    """Other names a person may give a key, per language; a request that contains one has leaked its key."""
+    aliases: dict[str, dict[Language, tuple[str, ...]]] = Field(
+        default_factory=lambda data: {key: _ALIASES[key] for key in data.get("keys", ()) if key in _ALIASES}
+    )
+    """Other names a person may give a key, per language; a request that contains one has leaked its key. Japanese ones
+    are stems: they count inside longer words too. The keys of the music profile have theirs by default."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -29,10 +29,10 @@ BUILDERS = {
 }
 
 
-def decoder_for(folder, task=TASK) -> Decoder:
+def decoder_for(folder, task=TASK, slots="answers") -> Decoder:
     tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    return Decoder(model, tokenizer, build_trie(task, tokenizer), answer_token_limit(task, tokenizer))
+    return Decoder(model, tokenizer, build_trie(task, tokenizer, slots), answer_token_limit(task, tokenizer))
 
 
 def encoded(decoder, count, task=TASK, seed=3):
@@ -81,6 +81,29 @@ def test_forced_answers_and_distributions_by_brute_force(family, tmp_path, monke
                     by_brute_force(decoder.model, front, trie, key, leaf), abs=1e-5
                 )
             front += trie.paths[trie.leaf_of(value)]
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_scores_read_from_the_request_alone(family, tmp_path, monkeypatch):
+    """One pass, each score as the one key of its own answer: brute force on such texts, forced and free alike."""
+    monkeypatch.setenv("PPE_LORA_CACHE", str(tmp_path / "cache"))
+    decoder = decoder_for(BUILDERS[family](tmp_path / "model"), slots="request")
+    rows = encoded(decoder, 5)
+    free = decoder.decode(rows, batch_rows=3)
+    assert [one.ids for one in free] == freely(decoder, rows)
+    passes = []
+    decoder.model.register_forward_hook(lambda *_: passes.append(1))
+    forced = decoder.decode([row._replace(completion_ids=[]) for row in rows], batch_rows=5, forced=True)
+    assert len(passes) == 1  # the instruction is encoded already
+    for row, one, unforced in zip(rows, forced, free, strict=True):
+        assert isinstance(TASK.parse(decoder.tokenizer.decode(one.ids)), Answer)
+        torch.testing.assert_close(one.log_p_KV, unforced.log_p_KV, rtol=0, atol=1e-5)
+        for place, key in enumerate(TASK.keys):
+            alone = build_trie(TASK.model_copy(update={"keys": (key,)}), decoder.tokenizer)
+            front = [*row.prompt_ids, *alone.leads[0]]
+            for leaf in (0, 3, 10, 42, 99, 100):
+                expected = by_brute_force(decoder.model, front, alone, 0, leaf)
+                assert one.log_p_KV[place, leaf].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_completions_cost_what_they_cost_alone(speaker):

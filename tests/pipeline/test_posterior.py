@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from ppe_lora.errors import ModelError
 from ppe_lora.recipe.schema import Objective
 from ppe_lora.student.collate import PackedCollator, completion_nll, forward_logits
+from ppe_lora.student.decode import Decoder
 from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.evaluate import encode_split
 from ppe_lora.student.objective import slot_log_probs, training_loss
@@ -74,11 +75,12 @@ def terminators(trie, key: int) -> list[int]:
     return [end] * len(trie.paths)
 
 
-def test_the_packed_text_loss_is_that_of_the_plain_rows(speaker):
+@pytest.mark.parametrize("slots", ["answers", "request"])
+def test_the_packed_text_loss_is_that_of_the_plain_rows(speaker, slots):
     """Cutting a row at its scores and hanging branches on it must not change what the text costs."""
     tokenizer = load_tokenizer(speaker)
     model = AutoModelForCausalLM.from_pretrained(speaker)
-    trie = build_trie(TASK, tokenizer)
+    trie = build_trie(TASK, tokenizer, slots)
     split = encode_split(make_rows(5, seed=9), TASK, tokenizer, 512)
     plain, tokens = completion_nll(model, PackedCollator()([row._asdict() for row in split.encoded]))
     with_slots = PackedCollator(trie)(split.batch_rows(trie))
@@ -104,6 +106,17 @@ def test_the_objective_is_its_formula(speaker):
     text, _ = training_loss(model, batch, Objective(), trie)
     loss, _ = training_loss(model, batch, Objective(raft=2.0, crps=0.5), trie)
     assert loss.item() == pytest.approx(text.item() + 2 * raft + 0.5 * crps_sum, rel=1e-4)
+
+
+def test_training_and_decoding_read_the_same_distributions(speaker):
+    """Scores read from the request alone, laid out in a training pack and behind cached prompts."""
+    tokenizer = load_tokenizer(speaker)
+    model = AutoModelForCausalLM.from_pretrained(speaker).eval()
+    trie = build_trie(TASK, tokenizer, "request")
+    split = encode_split(make_rows(3, seed=9), TASK, tokenizer, 512)
+    packed = one_pass(model, PackedCollator(trie)(split.batch_rows(trie)), trie)
+    decoded = Decoder(model, tokenizer, trie, 40).decode(split.encoded, batch_rows=3)
+    torch.testing.assert_close(torch.cat([one.log_p_KV for one in decoded]), packed, rtol=0, atol=1e-4)
 
 
 def test_gradients_of_the_objective(speaker):

@@ -52,7 +52,7 @@ def row(request: str, **fields: Any) -> Row:
         ("一割だけ明るく", "一割"),
         ("百点の曲", "百点"),
         ("はちじゅうくらいで", "はちじゅうくらい"),
-        ("ゼロに近い静けさ", "ゼロ"),
+        ("ゼロに近い静けさ", "ぜろ"),
     ],
 )
 def test_numbers_are_found(request_text: str, found: str) -> None:

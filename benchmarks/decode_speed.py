@@ -1,0 +1,178 @@
+"""Decoding: the drafted decoder against `generate`, one request at a time and a whole validation set.
+
+    python benchmarks/decode_speed.py [--quick] [--out DIR] [--model tiny|smollm2-135m]
+
+The model is first taught the answer's format on the scripted teacher's requests, for a few steps: an untrained one
+never writes JSON, and a drafted decoder would have nothing to accept. Rounds are interleaved, medians are reported, raw
+samples go to DIR, and the last printed line is one JSON object of headline figures. Ours gives the exact distribution
+of every score with each answer; `generate` gives text only. `tiny` is a random Mistral of 384 x 8 layers.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mistral_common
+import torch
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+
+from ppe_lora.corpus.asks import make_asks
+from ppe_lora.corpus.rows import Row, row_id
+from ppe_lora.corpus.teachers.scripted import ScriptedTeacher
+from ppe_lora.recipe.schema import GenerateSource, Student
+from ppe_lora.student.base import resolve_base
+from ppe_lora.student.collate import PackedCollator, completion_nll
+from ppe_lora.student.decode import Decoder, answer_token_limit, generate
+from ppe_lora.student.encode import EncodedRow, encode_rows
+from ppe_lora.student.load import StudentModel
+from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
+from ppe_lora.student.trie import build_trie
+from ppe_lora.tasks.scores import ScoresTask
+
+TASK = ScoresTask()
+TAUGHT_ROWS = 8
+GENERATE_BATCHES = (8, 16, 32, 64)
+OUR_BATCH = 32
+
+
+def load(kind: str, folder: Path) -> tuple[StudentModel, StudentTokenizer]:
+    """A base model with its tokenizer, in the type and on the device it would be served with."""
+    if kind == "tiny":
+        torch.manual_seed(0)
+        config = MistralConfig(
+            vocab_size=32_768, hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
+            num_attention_heads=6, num_key_value_heads=2, head_dim=64, sliding_window=None,
+        )  # fmt: skip
+        MistralForCausalLM(config).save_pretrained(folder)
+        source = Path(mistral_common.__file__).parent / "data" / "mistral_instruct_tokenizer_240323.model.v3"
+        for name in ("tokenizer.model.v3", "tokenizer.model"):
+            shutil.copy(source, folder / name)
+    else:
+        folder = resolve_base(Student(model=kind))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    if torch.cuda.is_available():
+        model = model.to("cuda", torch.bfloat16)
+    return model, load_tokenizer(folder)
+
+
+def make_rows(count: int, tokenizer: StudentTokenizer) -> list[EncodedRow]:
+    """English requests of the scripted teacher, as tokens."""
+    source = GenerateSource(rows=count, languages={"en": 1.0})
+    asks = [ask for ask, _ in make_asks(TASK, source, seed=0)]
+    texts = [phrased.text for phrased in ScriptedTeacher(TASK, noise=5.0, seed=0).phrase(asks)]
+    rows = [
+        Row(id=row_id(text, dict(ask.target), "en", None), request=text, target=dict(ask.target), language="en")
+        for ask, text in zip(asks, texts, strict=True)
+    ]
+    return list(encode_rows(rows, TASK, tokenizer, 512).encoded)
+
+
+def teach_format(model: StudentModel, rows: list[EncodedRow], steps: int, learning_rate: float) -> None:
+    """Full fine-tuning until answers are JSON; how good they are does not matter here."""
+    collate = PackedCollator()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    for step in range(steps):
+        some = [rows[(step * TAUGHT_ROWS + at) % len(rows)]._asdict() for at in range(TAUGHT_ROWS)]
+        batch = {name: tensor.to(model.device) for name, tensor in collate(some).items()}
+        nll, tokens = completion_nll(model, batch)
+        (nll / tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of a piece of work, the device's included, and its result."""
+    started = time.perf_counter()
+    result = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, result
+
+
+def main() -> None:
+    """Measure, print a table, and end with the headline figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the tiny model, fewer rows, two rounds")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--model", default="tiny", choices=["tiny", "smollm2-135m"])
+    asked = parser.parse_args()
+    rounds, singles, rows_count = (2, 5, 64) if asked.quick else (3, 10, 192)
+    with tempfile.TemporaryDirectory() as folder:
+        model, tokenizer = load(asked.model, Path(folder))
+    rows = make_rows(rows_count + 200, tokenizer)
+    valid = [row._replace(completion_ids=[]) for row in rows[:rows_count]]
+    teach_format(model, rows[rows_count:], *((120, 1e-3) if asked.model == "tiny" else (40, 1e-4)))
+    trie = build_trie(TASK, tokenizer)
+    limit = answer_token_limit(TASK, tokenizer)
+    decoder = Decoder(model, tokenizer, trie, limit)
+
+    def plain(some: list[EncodedRow], batch: int) -> list[list[int]]:
+        by_length = sorted(some, key=lambda row: len(row.prompt_ids))
+        found: dict[str, list[int]] = {}
+        for start in range(0, len(some), batch):
+            part = by_length[start : start + batch]
+            texts = generate(model, [row.prompt_ids for row in part], tokenizer, limit)
+            found.update(zip([row.id for row in part], texts, strict=True))
+        return [found[row.id] for row in some]
+
+    def ours(some: list[EncodedRow], batch: int, forced: bool = False) -> list[list[int]]:
+        return [one.ids for one in decoder.decode(some, batch_rows=batch, forced=forced)]
+
+    singly: dict[str, Callable[[EncodedRow], Any]] = {
+        "generate, batch 1": lambda row: plain([row], 1),
+        "ours free, batch 1": lambda row: ours([row], 1),
+        "ours forced, batch 1": lambda row: ours([row], 1, forced=True),
+    }
+    whole: dict[str, Callable[[], Any]] = {
+        **{f"generate, batch {size}": (lambda size=size: plain(valid, size)) for size in GENERATE_BATCHES},
+        f"ours free, batch {OUR_BATCH}": lambda: ours(valid, OUR_BATCH),
+    }
+    for one in singly.values():
+        one(valid[0])
+    samples: dict[str, list[float]] = {name: [] for name in [*singly, *whole]}
+    texts: dict[str, Any] = {}
+    with torch.no_grad():
+        for number in range(rounds):
+            for name, work in singly.items():
+                samples[name] += [timed(lambda row=row, work=work: work(row))[0] for row in valid[:singles]]
+            for name, run in whole.items():
+                seconds, texts[name] = timed(run)
+                samples[name].append(seconds)
+                print(f"round {number + 1}: {name}: {len(valid) / seconds:.2f} rows/s", flush=True)
+    median = {name: statistics.median(values) for name, values in samples.items()}
+    best = min((name for name in whole if name.startswith("generate")), key=lambda name: median[name])
+    our_texts = texts[f"ours free, batch {OUR_BATCH}"]
+    headline = {
+        "model": asked.model,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
+        "batch1_vs_generate": round(median["generate, batch 1"] / median["ours forced, batch 1"], 3),
+        "batch1_free_vs_generate": round(median["generate, batch 1"] / median["ours free, batch 1"], 3),
+        "validation_vs_generate_best": round(median[best] / median[f"ours free, batch {OUR_BATCH}"], 3),
+        "generate_best": best,
+        "identical_rate": sum(map(list.__eq__, our_texts, texts[best])) / len(valid),
+        "in_format_rate": sum(ids == trie.completion(_values(ids, tokenizer)) for ids in our_texts) / len(valid),
+    }
+    print(f"\n| {asked.model} | seconds | a row, ms |\n| --- | --- | --- |")
+    for name, value in median.items():
+        print(f"| {name} | {value:.3f} | {value * 1000 / (1 if name in singly else len(valid)):.0f} |")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    raw = {"headline": headline, "seconds": samples, "rows": len(valid), "torch": torch.__version__}
+    (asked.out / f"decode_speed_{asked.model}.json").write_text(json.dumps(raw, indent=2) + "\n")
+    print(json.dumps(headline))
+
+
+def _values(ids: list[int], tokenizer: StudentTokenizer) -> list[float]:
+    answer = TASK.parse(tokenizer.decode(ids))
+    return list(getattr(answer, "values", [float(TASK.low)] * len(TASK.keys)))
+
+
+if __name__ == "__main__":
+    main()

@@ -79,6 +79,23 @@ def data_show(
     pipeline.show_row(load_recipe(recipe, overrides or ()), split, row)
 
 
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[Path, typer.Argument(help="JSONL file, folder of split files, or Hugging Face data set.")],
+    target: Annotated[Path, typer.Argument(help="New folder.")],
+    to: Annotated[
+        str, typer.Option(help="rows, messages, instruction, prompt_completion, finetuning_api or hf.")
+    ] = "messages",
+    recipe: Annotated[Path | None, typer.Option(help="Recipe whose task the answers are of; else the default.")] = None,
+    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave out what is not valid.")] = False,
+) -> None:
+    """Rows to chat messages and other formats, or any of these back to rows (`--to rows`)."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.convert_data(source, target, to, load_recipe(recipe) if recipe else None, skip_invalid)
+
+
 @app.command()
 def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = False, fresh: Fresh = False) -> None:
     """Tune the student; every epoch is decoded and scored, the best one is selected."""

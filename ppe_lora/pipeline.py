@@ -168,6 +168,27 @@ def show_row(recipe: Recipe, split: str, number: int) -> None:
     console.print(table)
 
 
+def convert_data(source: Path, target: Path, to: str, recipe: Recipe | None, skip_invalid: bool) -> None:
+    """Convert a data set to another format (see `ppe_lora.corpus.convert.convert`) and print what was written.
+
+    Raises:
+        DataError: There is no such format, or the data cannot be converted.
+    """
+    from ppe_lora.corpus.convert import convert
+    from ppe_lora.corpus.formats import FORMATS
+    from ppe_lora.errors import DataError
+    from ppe_lora.tasks.scores import ScoresTask
+
+    found = next((name for name in FORMATS if name == to), None)
+    if found is None:
+        raise DataError(f"--to: expected one of {', '.join(FORMATS)}; got {to}")
+    converted = convert(source, target, found, recipe.task if recipe else ScoresTask(), skip_invalid)
+    written = ", ".join(f"{count} {split}" for split, count in converted.rows.items())
+    console.print(f"{target}: {written} rows as {found}; every line is in {target}/report.jsonl")
+    if converted.skipped:
+        console.print(f"  left out {converted.skipped} that are not valid")
+
+
 def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 

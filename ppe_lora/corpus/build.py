@@ -10,19 +10,24 @@ from typing import Any, NamedTuple
 from ppe_lora.artifacts import hash_file, hash_json, is_current, read_json, write_json, write_manifest, write_text
 from ppe_lora.corpus.asks import make_asks
 from ppe_lora.corpus.filters import Filtered, Rejection, drop_duplicate_ids, empty, filter_rows
-from ppe_lora.corpus.importers import input_hashes, read_import
+from ppe_lora.corpus.importers import Imported, input_hashes, read_import
 from ppe_lora.corpus.rows import SPLITS, Row, row_id, split_path, write_rows
-from ppe_lora.corpus.split import BySplit, cap_rows, drop_shared, split_rows
+from ppe_lora.corpus.sampling import observed_hash
+from ppe_lora.corpus.split import BySplit, cap_rows, drop_held_out, drop_shared, split_rows
 from ppe_lora.corpus.stats import dataset_stats
 from ppe_lora.corpus.teachers import Teacher, make_teacher
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import GenerateSource, ImportSource, Recipe
 from ppe_lora.recipe.teachers import NOT_CONTENT
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when equal inputs would make other rows: sampling, filters or split changed."""
-_NOT_CONTENT: dict[str, bool | set[str]] = {"source_dir": True, "teacher": NOT_CONTENT}
-"""Keys of `data.source` that say where rows and answers come from, not what they are."""
+_NOT_CONTENT: Any = {
+    "name": True,
+    "source": {"source_dir": True, "sampler": {"observed": {"path"}}, "teacher": NOT_CONTENT},
+    "held_out": {"source_dir"},
+}
+"""Keys of `data` that say where rows and answers come from, not what they are."""
 
 
 class BuildReport(NamedTuple):
@@ -78,7 +83,9 @@ def build_dataset(recipe: Recipe, folder: Path, *, skip_corrupt: bool = False) -
     if is_current(folder, inputs):
         return _report(folder, read_json(folder / "manifest.json"), made=False)
     _check_replaceable(folder)
-    built = _generate(recipe, teacher) if teacher else _import(recipe)
+    # Read before a teacher is paid for rows that a mistake in this file would keep from being written.
+    held_out = read_import(recipe.data.held_out, recipe.task, "data.held_out") if recipe.data.held_out else None
+    built = _generate(recipe, teacher, held_out) if teacher else _import(recipe, held_out)
     _check_splits(recipe, built)
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
@@ -90,7 +97,7 @@ def build_dataset(recipe: Recipe, folder: Path, *, skip_corrupt: bool = False) -
     return _report(folder, read_json(folder / "manifest.json"), made=True)
 
 
-def _generate(recipe: Recipe, teacher: Teacher) -> _Built:
+def _generate(recipe: Recipe, teacher: Teacher, held_out: Imported | None) -> _Built:
     source = recipe.data.source
     assert isinstance(source, GenerateSource)
     asks = make_asks(recipe.task, source, recipe.seed)
@@ -115,19 +122,17 @@ def _generate(recipe: Recipe, teacher: Teacher) -> _Built:
         else:
             unanswered.append(Rejection(row, "teacher answer", fault))
     filtered = filter_rows(rows, recipe.task, recipe.data.filters)
-    by_split = split_rows(filtered.kept, recipe.data.split, recipe.seed)
-    return _capped(recipe, by_split, unanswered + filtered.rejected, len(asks), {})
+    filtered = Filtered(filtered.kept, unanswered + filtered.rejected)
+    return _dealt(recipe, filtered, held_out, len(asks), {})
 
 
-def _import(recipe: Recipe) -> _Built:
+def _import(recipe: Recipe, held_out: Imported | None) -> _Built:
     """Import rows. The checks for generated text do not apply to them: people may write numbers."""
     source = recipe.data.source
     assert isinstance(source, ImportSource)
-    imported = read_import(source, recipe.task)
+    imported = read_import(source, recipe.task, "data.source")
     if imported.splits is None:
-        filtered = _whole(imported.rows)
-        by_split = split_rows(filtered.kept, recipe.data.split, recipe.seed)
-        return _capped(recipe, by_split, filtered.rejected, len(imported.rows), imported.dropped)
+        return _dealt(recipe, _whole(imported.rows), held_out, len(imported.rows), imported.dropped)
     official: BySplit = {name: [] for name in SPLITS}
     for row, split in zip(imported.rows, imported.splits, strict=True):
         official[split].append(row)
@@ -138,6 +143,25 @@ def _import(recipe: Recipe) -> _Built:
         by_split[name] = filtered.kept
         rejected += filtered.rejected
     return _capped(recipe, by_split, rejected, len(imported.rows), imported.dropped)
+
+
+def _dealt(
+    recipe: Recipe, filtered: Filtered, held_out: Imported | None, asked: int, dropped: dict[str, int]
+) -> _Built:
+    """The filtered rows split; held-out rows, where the recipe names some, are the test split."""
+    settings = recipe.data.split
+    rows, rejected, test = filtered.kept, filtered.rejected, None
+    if held_out:
+        whole = _whole(held_out.rows)
+        test = whole.kept
+        rows, alike = drop_held_out(rows, test, settings.group)
+        rejected = rejected + whole.rejected + alike
+        asked += len(held_out.rows)
+        dropped = dropped | {f"held out: {reason}": count for reason, count in held_out.dropped.items()}
+    by_split, between = split_rows(rows, settings, recipe.seed)
+    if test is not None:
+        by_split["test"] = test
+    return _capped(recipe, by_split, rejected + between, asked, dropped)
 
 
 def _whole(rows: list[Row]) -> Filtered:
@@ -168,6 +192,8 @@ def _check_splits(recipe: Recipe, built: _Built) -> None:
     else:
         settings = recipe.data.split
         remedy = f"change data.split.valid (now {settings.valid:g}) or data.split.test (now {settings.test:g})"
+        if recipe.data.held_out:
+            remedy = f"change data.split.valid (now {settings.valid:g}), and check that data.held_out has requests"
         if isinstance(source, GenerateSource):
             remedy = f"raise data.source.rows (now {source.rows}), or {remedy}"
     raise DataError(f"data {recipe.data.name}: expected rows in every split; got none for {', '.join(without)} from "
@@ -181,16 +207,22 @@ def _by_rule(rejected: Iterable[Rejection]) -> str:
 
 def _inputs(recipe: Recipe, teacher: Teacher | None) -> dict[str, Any]:
     """Everything that decides the rows. Where imported files lie does not: their content does."""
-    source = recipe.data.source
+    source, held_out = recipe.data.source, recipe.data.held_out
     deciding = {"keys", "low", "high", "decimals", "aliases"}
     return {
         "format": _FORMAT,
         "task": recipe.task.model_dump(mode="json", include=deciding),
-        "data": recipe.data.model_dump(mode="json", exclude={"name": True, "source": _NOT_CONTENT}),
+        "data": recipe.data.model_dump(mode="json", exclude=_NOT_CONTENT),
         "seed": recipe.seed,
         "teacher": {"name": teacher.name, "version": teacher.version} if teacher else None,
-        "input_files": input_hashes(source) if isinstance(source, ImportSource) else {},
+        "input_files": input_hashes(source, "data.source") if isinstance(source, ImportSource) else _observed(source),
+        "held_out_files": input_hashes(held_out, "data.held_out") if held_out else {},
     }
+
+
+def _observed(source: GenerateSource) -> dict[str, str]:
+    found = observed_hash(source.sampler)
+    return {"observed": found} if found else {}
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from ppe_lora.corpus.leaks import find_key, find_number
+from ppe_lora.corpus.meta import find_meta
 from ppe_lora.corpus.rows import Row
 from ppe_lora.corpus.similarity import alike_pairs
 from ppe_lora.recipe.schema import Filters
@@ -41,6 +42,12 @@ class Filtered(NamedTuple):
 def empty(row: Row) -> Evidence | None:
     """Reject a request without a letter or any other visible sign."""
     return None if row.request.strip() else Evidence("empty", repr(row.request))
+
+
+def meta_answer(row: Row) -> Evidence | None:
+    """Reject a refusal, talk about the request, and a request in quotes, JSON or markup: people do not write so."""
+    found = find_meta(row.request)
+    return Evidence("meta answer", found) if found else None
 
 
 def numeric_leak(row: Row) -> Evidence | None:
@@ -107,7 +114,7 @@ def _detector() -> Any:
 def filter_rows(rows: Sequence[Row], task: ScoresTask, filters: Filters) -> Filtered:
     """Apply every rule in order; a row is rejected by the first one it breaks.
 
-    Rules: empty, numeric leak, key-name leak, length, language (unless off), duplicate id, near-duplicate.
+    Rules: empty, meta answer, numeric leak, key-name leak, length, language (unless off), duplicate id, near-duplicate.
 
     Args:
         rows: Generated rows. Of two that are alike the earlier one is kept.
@@ -116,6 +123,7 @@ def filter_rows(rows: Sequence[Row], task: ScoresTask, filters: Filters) -> Filt
     """
     rules: list[Callable[[Row], Evidence | None]] = [
         empty,
+        meta_answer,
         numeric_leak,
         lambda row: key_leak(row, task),
         lambda row: wrong_length(row, filters.length),
@@ -150,11 +158,12 @@ def drop_duplicate_ids(rows: Sequence[Row]) -> Filtered:
 def drop_near_duplicates(rows: Sequence[Row], threshold: float) -> Filtered:
     """Keep the first of requests that are at least `threshold` alike (Jaccard of character 5-grams).
 
-    A row is compared with kept rows only, so that a chain of small changes does not remove its far end.
+    A row is compared with kept rows only, so that a chain of small changes does not remove its far end. A row of
+    similarity 1 shares its twin's fate: whatever the twin was dropped for is as much like this one.
     """
     dropped: dict[int, Rejection] = {}
     for earlier, later, similarity in alike_pairs([row.request for row in rows], threshold):
-        if earlier not in dropped and later not in dropped:
+        if later not in dropped and (similarity == 1.0 or earlier not in dropped):
             evidence = f"{similarity:.2f} like {rows[earlier].id}: {rows[earlier].request}"
             dropped[later] = Rejection(rows[later], "near-duplicate", evidence)
     return Filtered([row for i, row in enumerate(rows) if i not in dropped], list(dropped.values()))

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
+from ppe_lora.corpus.tables import raise_problems
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import SplitName, Style
 from ppe_lora.section import Section
@@ -81,17 +84,15 @@ def read_rows(path: Path, task: ScoresTask) -> list[Row]:
                 problems.append(f"{path}:{number}: id {row.id} is already used in line {first_line_of[row.id]}")
             first_line_of.setdefault(row.id, number)
             rows.append(row)
-    if problems:
-        more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
-        raise DataError("\n".join(problems[:20] + more))
+    raise_problems(problems)
     if not rows:
         raise DataError(f"{path}: expected at least one row; got an empty file")
     return rows
 
 
-def targets_matrix(rows: Sequence[Row], task: ScoresTask) -> list[list[float]]:
+def targets_matrix(rows: Sequence[Row], task: ScoresTask) -> NDArray[np.float64]:
     """Targets as N rows by K keys, in the task's key order, in task units."""
-    return [[row.target[key] for key in task.keys] for row in rows]
+    return np.array([[row.target[key] for key in task.keys] for row in rows], dtype=np.float64)
 
 
 def _where(location: tuple[int | str, ...]) -> str:

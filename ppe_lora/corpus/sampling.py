@@ -1,20 +1,30 @@
 """Target vectors before anyone has phrased them: uniform, in clusters, at the edges.
 
-Letters: N rows, K keys. Row i depends on the seed and on i only, so more rows extend a data set and change none.
+Letters: N rows, K keys, C clusters. Row i depends on the seed and on i only, so more rows extend a data set and change
+none.
 """
 
+from itertools import accumulate
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ppe_lora.artifacts import hash_file
 from ppe_lora.corpus.seeding import row_rng
-from ppe_lora.recipe.schema import Archetype, Sampler
+from ppe_lora.corpus.tables import number_of, raise_problems, read_records
+from ppe_lora.errors import DataError
+from ppe_lora.recipe.schema import Observed, Sampler
 from ppe_lora.tasks.scores import ScoresTask
 
 SamplerName = Literal["uniform", "cluster", "edge"]
+_NAMES: tuple[SamplerName, ...] = ("uniform", "cluster", "edge")
 _DRAWN_ARCHETYPES = 12
 _EDGE = 0.1
 """Width of an edge as a share of the range."""
+
+Floats = NDArray[np.float64]
 
 
 class Sampled(NamedTuple):
@@ -25,41 +35,115 @@ class Sampled(NamedTuple):
     sampler: SamplerName
 
 
+class Clusters(NamedTuple):
+    """What the sampler `cluster` draws around, in task units."""
+
+    centers_CK: Floats
+    spread_C: Floats
+    """Standard deviation around each center."""
+    weight_C: Floats
+
+
 def sample_targets(task: ScoresTask, sampler: Sampler, seed: int, count: int) -> list[Sampled]:
-    """The first `count` target vectors of a recipe."""
-    archetypes = archetypes_of(task, sampler, seed)
-    return [_sample(task, sampler, archetypes, seed, index) for index in range(count)]
+    """The first `count` target vectors of a recipe.
+
+    Raises:
+        DataError: The file of observed vectors cannot be used.
+    """
+    mix = _cumulative([sampler.uniform, sampler.clusters, sampler.edges])
+    clusters = clusters_of(task, sampler, seed)
+    cluster_mix = _cumulative(clusters.weight_C.tolist())
+    rngs = [row_rng(seed, "vector", index) for index in range(count)]
+    names = [_NAMES[_pick(rng, mix)] for rng in rngs]
+    cube = iter(_cube(seed, names.count("uniform"), len(task.keys)))
+    sampled = []
+    for name, rng in zip(names, rngs, strict=True):
+        if name == "uniform":
+            values_K = task.low + task.span * next(cube)
+        elif name == "edge":
+            values_K = task.low + task.span * _pushed_to_edges(rng.uniform(0.0, 1.0, len(task.keys)), rng)
+        else:
+            chosen = _pick(rng, cluster_mix)
+            values_K = rng.normal(clusters.centers_CK[chosen], clusters.spread_C[chosen])
+        rounded = [task.round(value) for value in values_K.tolist()]
+        sampled.append(Sampled(dict(zip(task.keys, rounded, strict=True)), name))
+    return sampled
 
 
-def archetypes_of(task: ScoresTask, sampler: Sampler, seed: int) -> list[Archetype]:
-    """The recipe's archetypes or, where it names none, a dozen drawn from the seed.
+def clusters_of(task: ScoresTask, sampler: Sampler, seed: int) -> Clusters:
+    """The recipe's archetypes, or its observed vectors, or a dozen centers drawn from the seed.
 
     Drawn centers keep a tenth of the range away from its ends; their spread is a tenth of the range.
+
+    Raises:
+        DataError: The file of observed vectors cannot be used.
     """
+    if sampler.observed:
+        centers_CK = read_observed(task, sampler.observed)
+        ones_C = np.ones(len(centers_CK))
+        return Clusters(centers_CK, sampler.observed.spread * ones_C, ones_C)
     if sampler.archetypes:
-        return list(sampler.archetypes.values())
-    rng = row_rng(seed, "archetypes")
-    centers_NK = task.low + task.span * rng.uniform(0.1, 0.9, (_DRAWN_ARCHETYPES, len(task.keys)))
-    return [
-        Archetype(center=dict(zip(task.keys, center_K.tolist(), strict=True)), spread=task.span / 10)
-        for center_K in centers_NK
-    ]
+        named = sampler.archetypes.values()
+        centers_CK = np.array([[one.center[key] for key in task.keys] for one in named], dtype=float)
+        return Clusters(centers_CK, np.array([one.spread for one in named]), np.array([one.weight for one in named]))
+    drawn_CK = row_rng(seed, "archetypes").uniform(0.1, 0.9, (_DRAWN_ARCHETYPES, len(task.keys)))
+    ones_C = np.ones(_DRAWN_ARCHETYPES)
+    return Clusters(task.low + task.span * drawn_CK, task.span / 10 * ones_C, ones_C)
 
 
-def _sample(task: ScoresTask, sampler: Sampler, archetypes: list[Archetype], seed: int, index: int) -> Sampled:
-    rng = row_rng(seed, "vector", index)
-    names: tuple[SamplerName, ...] = ("uniform", "cluster", "edge")
-    name = names[_weighted(rng, [sampler.uniform, sampler.clusters, sampler.edges])]
-    unit_K = rng.uniform(0.0, 1.0, len(task.keys))
-    if name == "edge":
-        unit_K = _pushed_to_edges(unit_K, rng)
-    values_K = task.low + task.span * unit_K
-    if name == "cluster":
-        archetype = archetypes[_weighted(rng, [a.weight for a in archetypes])]
-        center_K = np.array([archetype.center[key] for key in task.keys], dtype=float)
-        values_K = rng.normal(center_K, archetype.spread)
-    rounded = [task.round(value) for value in values_K.tolist()]
-    return Sampled(dict(zip(task.keys, rounded, strict=True)), name)
+def read_observed(task: ScoresTask, observed: Observed) -> Floats:
+    """The vectors of the recipe's file of observed play, in task units and the task's key order.
+
+    Raises:
+        DataError: The file is missing or empty, a key has no column, or a value is no number in the task's range. All
+            problems are collected; those in the file start with `file:line`.
+    """
+    path = _observed_path(observed)
+    vectors: list[list[float]] = []
+    problems: list[str] = []
+    for record in read_records(path):
+        absent = [key for key in task.keys if key not in record.values]
+        if absent:
+            raise DataError(
+                f"{path}:{record.line}: expected a column for every key of the task; none for {', '.join(absent)} "
+                f"among {', '.join(record.values)}; rename the columns"
+            )
+        values = {key: number_of(record.values[key]) for key in task.keys}
+        for key, value in values.items():
+            if value is None or not task.low <= value <= task.high:
+                problems.append(
+                    f"{path}:{record.line}: {key}: expected a number from {task.low} to {task.high}; "
+                    f"got {record.values[key]!r}"
+                )
+        vectors.append([value or 0.0 for value in values.values()])
+    raise_problems(problems)
+    return np.array(vectors, dtype=float)
+
+
+def observed_hash(sampler: Sampler) -> str | None:
+    """Content hash of the file of observed vectors, or None for a sampler without one.
+
+    Raises:
+        DataError: The file is missing.
+    """
+    return hash_file(_observed_path(sampler.observed)) if sampler.observed else None
+
+
+def _observed_path(observed: Observed) -> Path:
+    path = Path(observed.path)
+    if not path.is_file() or path.suffix not in (".csv", ".jsonl"):
+        state = "a file of another kind" if path.is_file() else "which does not exist"
+        raise DataError(f"data.source.sampler.observed.path: expected a .csv or .jsonl file; got {path}, {state}")
+    return path
+
+
+def _cube(seed: int, count: int, keys: int) -> Floats:
+    """The first points of a scrambled Sobol sequence in the unit cube: `count` rows by `keys`."""
+    from scipy.stats import qmc  # slow to import, and only builders of data need it
+
+    sequence = qmc.Sobol(keys, rng=row_rng(seed, "cube"))
+    points: Floats = sequence.random_base2(max(count - 1, 0).bit_length())
+    return points[:count]
 
 
 def _pushed_to_edges(unit_K: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -70,8 +154,11 @@ def _pushed_to_edges(unit_K: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return np.where(chosen_K, np.where(rng.random(len(unit_K)) < 0.5, inside_K, 1.0 - inside_K), unit_K)
 
 
-def _weighted(rng: np.random.Generator, weights: list[float]) -> int:
-    shares = np.array(weights, dtype=float)
-    if not shares.any():
-        shares[:] = 1.0
-    return int(rng.choice(len(weights), p=shares / shares.sum()))
+def _cumulative(weights: list[float]) -> Floats:
+    """Upper ends of the shares of some weights in the unit interval; equal shares where all weights are 0."""
+    shares = weights if any(weights) else [1.0] * len(weights)
+    return np.array(list(accumulate(shares))) / sum(shares)
+
+
+def _pick(rng: np.random.Generator, cumulative: Floats) -> int:
+    return int(np.searchsorted(cumulative[:-1], rng.random(), side="right"))

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-_STREAMS = ("vector", "archetypes", "ask", "phrasing", "prompt")
+_STREAMS = ("vector", "archetypes", "ask", "phrasing", "prompt", "cube")
 
 
 def row_rng(seed: int, stream: str, index: int = 0) -> np.random.Generator:

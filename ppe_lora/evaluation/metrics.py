@@ -3,7 +3,7 @@
 Shape suffixes: N rows, K keys. `_norm` means that the task's range is mapped to 0-1 first, `_raw` task units.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -182,11 +182,6 @@ def collapse_warnings(predicted_NK: Matrix, target_NK: Matrix, task: ScoresTask)
     if round_share > max(0.5, 2 * target_share):
         warnings.append(f"{round_share:.0%} of the scores are multiples of ten (targets: {target_share:.0%})")
     return warnings
-
-
-def as_matrix(targets: Sequence[Mapping[str, float]], task: ScoresTask) -> Matrix:
-    """Targets as N rows by K keys in the task's key order, task units."""
-    return np.array([[target[key] for key in task.keys] for target in targets], dtype=np.float64)
 
 
 def _errors(predicted_NK: Matrix, target_NK: Matrix) -> Matrix:

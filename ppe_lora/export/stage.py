@@ -7,9 +7,9 @@ from typing import Any
 
 from ppe_lora.artifacts import is_current, read_json
 from ppe_lora.console import console
-from ppe_lora.corpus.rows import read_rows, split_path
+from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
 from ppe_lora.errors import ModelError, RunError
-from ppe_lora.evaluation.metrics import as_matrix, score
+from ppe_lora.evaluation.metrics import score
 from ppe_lora.export.card import write_model_card
 from ppe_lora.export.merge import MergeReport, merge_adapter, merge_inputs
 from ppe_lora.export.verify import reload_and_decode
@@ -79,7 +79,7 @@ def _prove(
     )
     merged_texts = [tokenizer.decode(ids) for ids in new_ids]
     identical = sum(one == other for one, other in zip(adapter_texts, merged_texts, strict=True))
-    target_NK = as_matrix([row.target for row in split.rows[:count]], task)
+    target_NK = targets_matrix(split.rows[:count], task)
     adapter, merged = (
         score([task.parse(text) for text in texts], target_NK, task) for texts in (adapter_texts, merged_texts)
     )

@@ -26,21 +26,33 @@ class Archetype(Section):
     weight: Weight = 1.0
 
 
+class Observed(Section):
+    """A file of vectors from real play; clusters are drawn around them, each as often as it is in the file."""
+
+    path: str
+    """CSV with a header, or JSONL, with a column per key of the task, in task units; other columns are ignored."""
+    spread: Weight = 5.0
+    """Standard deviation around an observed vector, in task units: 0 repeats it."""
+
+
 class Sampler(Section):
     """Where target vectors come from, mixed by weight. All weights are relative."""
 
     uniform: Weight = 0.5
-    """Evenly over the whole cube of scores."""
+    """Evenly over the whole cube of scores, by a scrambled Sobol sequence."""
     clusters: Weight = 0.3
-    """Around the archetypes; with none named, around a dozen drawn from the seed."""
+    """Around `archetypes` or `observed` vectors; with neither, around a dozen drawn from the seed."""
     edges: Weight = 0.2
     """Some scores near the ends of the range, the rest uniform."""
     archetypes: dict[str, Archetype] = Field(default_factory=dict)
+    observed: Observed | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.uniform + self.clusters + self.edges <= 0:
             raise ValueError("at least one of uniform, clusters and edges must be above 0")
+        if self.archetypes and self.observed:
+            raise ValueError("clusters are drawn around archetypes or around observed vectors; name one of them")
         return self
 
 
@@ -115,6 +127,7 @@ class Split(Section):
     """How rows become train, valid and test."""
 
     valid: Share = 0.1
+    """Share of the rows of every language, style and sampler."""
     test: Share = 0.1
     group: Share = 0.6
     """Requests more alike than this (Jaccard, character 5-grams) always share a split."""
@@ -136,6 +149,19 @@ class Data(Section):
     source: Annotated[GenerateSource | ImportSource, Field(discriminator="kind")] = GenerateSource()
     filters: Filters = Filters()
     split: Split = Split()
+    held_out: ImportSource | None = None
+    """Rows written by people for evaluation only: they are the test split, and rows alike to them are dropped from
+    the others."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.held_out and self.split.test:
+            raise ValueError("held_out rows are the test split; set data.split.test to 0")
+        if self.held_out and self.held_out.split:
+            raise ValueError("held_out rows all are test rows; leave data.held_out.split out")
+        if self.held_out and isinstance(self.source, ImportSource) and self.source.split:
+            raise ValueError("held_out rows are the test split, but data.source.split names one, too; leave one out")
+        return self
 
 
 # ------------------------------------------------------------------------------------------------------------- student
@@ -255,16 +281,16 @@ class Recipe(Section):
     def _check(self) -> Self:
         source = self.data.source
         keys = set(self.task.keys)
-        if isinstance(source, ImportSource):
-            if set(source.target) != keys:
-                differing = ", ".join(sorted(set(source.target) ^ keys))
-                raise ValueError(f"data.source.target must map exactly the task's keys; differing: {differing}")
-        else:
-            for name, archetype in source.sampler.archetypes.items():
+        for name, imported in (("source", source), ("held_out", self.data.held_out)):
+            if isinstance(imported, ImportSource) and set(imported.target) != keys:
+                differing = ", ".join(sorted(set(imported.target) ^ keys))
+                raise ValueError(f"data.{name}.target must map exactly the task's keys; differing: {differing}")
+        if isinstance(source, GenerateSource):
+            for cluster, archetype in source.sampler.archetypes.items():
                 try:
                     self.task.check_target(archetype.center)
                 except ValueError as error:
-                    raise ValueError(f"data.source.sampler.archetypes.{name}.center: {error}") from None
+                    raise ValueError(f"data.source.sampler.archetypes.{cluster}.center: {error}") from None
         if self.train.rows_per_step % self.train.rows_per_micro_step:
             raise ValueError(
                 f"train.rows_per_step must be a multiple of rows_per_micro_step; "

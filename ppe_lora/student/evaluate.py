@@ -11,11 +11,10 @@ from accelerate.utils import gather_object
 
 from ppe_lora.artifacts import write_json, write_text
 from ppe_lora.console import progress
-from ppe_lora.corpus.rows import Row
+from ppe_lora.corpus.rows import Row, targets_matrix
 from ppe_lora.evaluation.baselines import constant_mse_norm, train_mean_mse_norm
 from ppe_lora.evaluation.metrics import (
     Matrix,
-    as_matrix,
     collapse_warnings,
     error_metrics,
     latency_metrics,
@@ -91,7 +90,7 @@ def evaluate_student(
     decoded = _decode_shared(decoder, split.encoded, settings.batch_rows)
     texts = [tokenizer.decode(one.ids) for one in decoded]
     outcomes = [task.parse(text) for text in texts]
-    target_NK = as_matrix([row.target for row in split.rows], task)
+    target_NK = targets_matrix(split.rows, task)
     timed = split.encoded[: settings.latency_rows] if processes().is_main_process else []
     metrics = {
         **score(outcomes, target_NK, task),

@@ -7,9 +7,9 @@ from typing import Any
 
 from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest, write_text
 from ppe_lora.console import console
-from ppe_lora.corpus.rows import read_rows, split_path
+from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
 from ppe_lora.errors import RunError
-from ppe_lora.evaluation.metrics import METRIC_VERSION, as_matrix
+from ppe_lora.evaluation.metrics import METRIC_VERSION
 from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.base import resolve_base
@@ -51,7 +51,7 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     model = load_adapter(load_base(recipe.student, base, state.device), run_dir / "best")
     split = encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens)
     train_rows = read_rows(split_path(data_dir, "train"), recipe.task)
-    train_NK = as_matrix([row.target for row in train_rows], recipe.task)
+    train_NK = targets_matrix(train_rows, recipe.task)
     packs = packs_exactly(model, split.encoded, tokenizer.pad_id)
     trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots) if packs else None
     result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie)

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
 
 from ppe_lora.artifacts import is_current, read_json, write_json, write_manifest, write_text
 from ppe_lora.console import console, progress
-from ppe_lora.corpus.rows import read_rows, split_path
+from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
 from ppe_lora.errors import DataError, Interrupted, ModelError, RunError
-from ppe_lora.evaluation.metrics import METRIC_VERSION, as_matrix
+from ppe_lora.evaluation.metrics import METRIC_VERSION
 from ppe_lora.evaluation.selection import select_epoch
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.load import differing_keys, dump_recipe
@@ -133,7 +133,7 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
     model = attach_lora(load_base(recipe.student, base, state.device), recipe.student.lora, recipe.seed)
     if state.is_main_process:
         _announce(recipe, model, train_split, valid_split)
-    train_NK = as_matrix([row.target for row in train_rows], recipe.task)
+    train_NK = targets_matrix(train_rows, recipe.task)
     trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots)
     packs = packs_exactly(model, train_split.encoded, tokenizer.pad_id)
     collate = _collator(recipe, trie, packs, tokenizer.pad_id)

@@ -129,6 +129,19 @@ class ScoresTask(Section):
             {"role": "user", "content": user},
         ]
 
+    def read_user_text(self, user: str, language: Language) -> tuple[str, dict[str, str] | None]:
+        """The request and the context of a user message: the inverse of `messages`.
+
+        Example:
+            >>> ScoresTask().read_user_text("Something soft\\nContext: time=night, weather=rain", "en")
+            ('Something soft', {'time': 'night', 'weather': 'rain'})
+        """
+        request, _, stated = user.rpartition(f"\n{_CONTEXT_LABEL[language]}: ")
+        context = dict(pair.partition("=")[::2] for pair in stated.split(", "))
+        if request and self.messages(request, language, context)[-1]["content"] == user:
+            return request, context
+        return user, None
+
     def render(self, target: Mapping[str, float]) -> str:
         """The one text of an answer: compact JSON, keys in order, integers or one decimal.
 

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ppe_lora.artifacts import read_json
+from ppe_lora.corpus.rows import targets_matrix
 from ppe_lora.errors import DataError, RunError, SelectionError
-from ppe_lora.evaluation.metrics import as_matrix
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Evaluate
 from ppe_lora.student.callbacks import Checkpoints, _divergence, is_exhausted
@@ -171,7 +171,7 @@ def test_valid_loss_does_not_depend_on_the_batching(student):
     """Summed over summed tokens: a mean of batch means shifts with the batch size."""
     model, tokenizer = student
     split = encode_split(make_rows(9, seed=4), TASK, tokenizer, 512)
-    train_NK = as_matrix([row.target for row in split.rows], TASK)
+    train_NK = targets_matrix(split.rows, TASK)
     trie = build_trie(TASK, tokenizer)
     one, other = (
         evaluate_student(model, split, train_NK, TASK, tokenizer, Evaluate(batch_rows=n, latency_rows=0), given)

@@ -86,6 +86,22 @@ def test_an_equal_build_is_skipped_and_another_replaces_it(tmp_path: Path) -> No
     assert other.dataset_version != first.dataset_version
 
 
+def test_observed_vectors_decide_the_data_by_content(tmp_path: Path) -> None:
+    """A moved file must not remake the data; another content under the same path must."""
+    vectors = ",".join(ScoresTask().keys) + "\n10,20,30,40,50,60\n"
+    for name in ("one.csv", "other.csv"):
+        (tmp_path / name).write_text(vectors)
+
+    def made(name: str) -> bool:
+        sampler = {"observed": {"path": str(tmp_path / name)}}
+        return build_dataset(recipe(source={"kind": "generate", "rows": 60, "sampler": sampler}), tmp_path / "d").made
+
+    assert made("one.csv")
+    assert not made("other.csv")
+    (tmp_path / "other.csv").write_text(vectors.replace("10", "90"))
+    assert made("other.csv")
+
+
 def test_training_settings_do_not_remake_data(tmp_path: Path) -> None:
     """A rank sweep that rebuilt its data would compare different data."""
     build_dataset(recipe(), tmp_path / "d")
@@ -138,6 +154,64 @@ def test_foreign_files_are_never_deleted(tmp_path: Path) -> None:
         "move them, or choose another data.name"
     )
     assert (tmp_path / "d" / "thesis.md").read_text() == "mine"
+
+
+def held_out(folder: Path, requests: list[str]) -> dict[str, Any]:
+    """The recipe section of a file of people's requests, all with 50 on every key."""
+    lines = [{"id": i, "text": text, **dict.fromkeys(ScoresTask().keys, 50)} for i, text in enumerate(requests)]
+    (folder / "people.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {
+        "kind": "import",
+        "source_dir": str(folder),
+        "files": {"people": {"path": "people.jsonl"}},
+        "request": "people.text",
+        "target": {key: f"people.{key}" for key in ScoresTask().keys},
+    }
+
+
+def test_held_out_rows_are_the_test_split(tmp_path: Path) -> None:
+    """People's requests that are trained on, or generated ones that are tested on, make the figure meaningless."""
+    source = {"kind": "generate", "rows": 60, "languages": {"en": 1.0}}
+    plain = build_dataset(recipe(source=source, split={"valid": 0.2, "test": 0.2}), tmp_path / "plain")
+    known = read_rows(split_path(plain.folder, "train"), ScoresTask())[0].request
+    data = {"source": source, "split": {"valid": 0.2, "test": 0.0}}
+    data["held_out"] = held_out(tmp_path, ["year 1984, please", known, "year 1984, please"])
+    report = build_dataset(recipe(**data), tmp_path / "d")
+    test = read_rows(split_path(tmp_path / "d", "test"), ScoresTask())
+    assert [row.request for row in test] == ["year 1984, please", known]
+    assert {row.sampler for row in test} == {"import"}
+    assert report.rejected["like a held-out row"] == 1
+    assert report.rejected["duplicate id"] == 1
+    assert report.asked == 63 == sum(report.rows.values()) + sum(report.rejected.values())
+    assert report.rows["valid"] == pytest.approx(0.2 * (report.rows["train"] + report.rows["valid"]), abs=6)
+    data["held_out"] = held_out(tmp_path, ["another request"])
+    assert build_dataset(recipe(**data), tmp_path / "d").made
+
+
+def test_a_bad_held_out_file_stops_the_build_before_the_teacher_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher paid for 200,000 rows that a typo in another file keeps from being written."""
+    monkeypatch.setattr(Careless, "phrase", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(build_module, "make_teacher", lambda *_: Careless())
+    section = held_out(tmp_path, ["x"]) | {"request": "people.words"}
+    with pytest.raises(DataError) as error:
+        build_dataset(recipe(split={"test": 0.0}, held_out=section), tmp_path / "d")
+    assert str(error.value).startswith(
+        f"data.held_out.request: expected a column of {tmp_path}/people.jsonl (id, text,"
+    )
+
+
+def test_held_out_rows_and_another_test_split_exclude_each_other(tmp_path: Path) -> None:
+    """Which of two test splits a figure refers to could not be told from the recipe."""
+    section = held_out(tmp_path, ["x"])
+    for data, message in (
+        ({"held_out": section}, "set data.split.test to 0"),
+        ({"held_out": section | {"split": "people.split"}, "split": {"test": 0.0}}, "leave data.held_out.split out"),
+        ({"held_out": section, "source": section | {"split": "a.b"}, "split": {"test": 0.0}}, "leave one out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recipe(**data)
 
 
 def test_an_empty_split_says_what_to_change(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_rules_apply_in_order_and_the_first_one_counts() -> None:
     """Evidence of a later rule would hide the worse fault; an order that moves changes every count."""
     rows = [
         row("", id="1"),
+        row("Sure! Here is one: energy 7", id="1b"),
         row("energy 7", id="2"),
         row("energy", id="3"),
         row("tiny", id="4"),
@@ -152,6 +153,7 @@ def test_rules_apply_in_order_and_the_first_one_counts() -> None:
     filtered = filter_rows(rows, TASK, Filters())
     assert [(r.row.id, r.rule) for r in filtered.rejected] == [
         ("1", "empty"),
+        ("1b", "meta answer"),
         ("2", "numeric leak"),
         ("3", "key-name leak"),
         ("4", "length"),
@@ -161,7 +163,7 @@ def test_rules_apply_in_order_and_the_first_one_counts() -> None:
     ]
     assert filtered.rejected[-1].evidence == "1.00 like 6: a calm song for the evening"
     assert [r.id for r in filtered.kept] == ["6", "8"]
-    assert len(rows) == 9
+    assert len(rows) == 10
 
 
 def test_language_rule_can_be_switched_off() -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ppe_lora.corpus.build import build_dataset
@@ -55,7 +54,7 @@ def source(folder: Path, **changes: Any) -> ImportSource:
 
 def test_files_are_joined_by_id_and_rescaled(folder: Path) -> None:
     """(3.3 - 1) * 25 = 57.5 is 58 and 4.5 is 87.5, so 88 (halves to even). A join by position would swap them."""
-    imported = read_import(source(folder), TASK)
+    imported = read_import(source(folder), TASK, "data.source")
     assert [(r.request, dict(r.target)) for r in imported.rows] == [
         ('Well, "hello" there', {"joy": 0, "calm": 88}),
         ("two", {"joy": 58, "calm": 25}),
@@ -68,13 +67,13 @@ def test_files_are_joined_by_id_and_rescaled(folder: Path) -> None:
 
 def test_one_decimal_is_kept(folder: Path) -> None:
     """Rounding to integers in a task with one decimal loses what the raters said."""
-    imported = read_import(source(folder), ScoresTask(keys=("joy", "calm"), low=0, high=10, decimals=1))
+    imported = read_import(source(folder), ScoresTask(keys=("joy", "calm"), low=0, high=10, decimals=1), "data.source")
     assert imported.rows[1].target == {"joy": 5.8, "calm": 2.5}
 
 
 def message(folder: Path, **changes: Any) -> str:
     with pytest.raises(DataError) as error:
-        read_import(source(folder, **changes), TASK)
+        read_import(source(folder, **changes), TASK, "data.source")
     return str(error.value)
 
 
@@ -191,7 +190,7 @@ def test_emobank_six_comes_out_as_published(tmp_path: Path) -> None:
     assert report.rows == {"train": 7984, "valid": 991, "test": 1000}
     assert report.rejected == {"also in test": 62, "also in valid": 25}
     train, test = (
-        np.array(targets_matrix(read_rows(split_path(tmp_path / "emobank", split), recipe.task), recipe.task)) / 100
+        targets_matrix(read_rows(split_path(tmp_path / "emobank", split), recipe.task), recipe.task) / 100
         for split in ("train", "test")
     )
     assert ((test - train.mean(axis=0)) ** 2).mean() == pytest.approx(0.00654, abs=0.00001)

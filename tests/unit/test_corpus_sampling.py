@@ -1,15 +1,18 @@
 """Target vectors: the mix, the ranges, and independence from the order of the work."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import qmc
 
 from ppe_lora.corpus.asks import CONTEXTS, make_asks
-from ppe_lora.corpus.sampling import archetypes_of, sample_targets
-from ppe_lora.recipe.schema import Archetype, GenerateSource, Sampler
+from ppe_lora.corpus.sampling import clusters_of, sample_targets
+from ppe_lora.errors import DataError
+from ppe_lora.recipe.schema import Archetype, GenerateSource, Observed, Sampler
 from ppe_lora.tasks.scores import ScoresTask
 
 TASK = ScoresTask()
@@ -29,10 +32,45 @@ def test_every_vector_is_legal_for_any_task(low: int, span: int, decimals: int, 
         task.check_target(target)
 
 
-def test_more_rows_extend_a_data_set_and_change_none() -> None:
-    """A shared random stream would give other vectors to the first rows whenever `rows` is raised."""
-    assert sample_targets(TASK, Sampler(), 7, 50) == sample_targets(TASK, Sampler(), 7, 80)[:50]
-    assert sample_targets(TASK, Sampler(), 7, 50) != sample_targets(TASK, Sampler(), 8, 50)
+@given(
+    weights=st.tuples(*[st.floats(0, 1)] * 3).filter(any),
+    seed=st.integers(-(2**40), 2**40),
+    few=st.integers(0, 70),
+    more=st.integers(0, 70),
+)
+@settings(max_examples=25, deadline=None)
+def test_more_rows_extend_a_data_set_and_change_none(
+    weights: tuple[float, float, float], seed: int, few: int, more: int
+) -> None:
+    """A shared random stream, or a coverage optimized for the count, gives other vectors whenever `rows` is raised."""
+    sampler = Sampler(uniform=weights[0], clusters=weights[1], edges=weights[2])
+    assert sample_targets(TASK, sampler, seed, few) == sample_targets(TASK, sampler, seed, few + more)[:few]
+
+
+def test_another_seed_is_another_sample() -> None:
+    """A Sobol sequence without its own scrambling is the same for every seed."""
+    for sampler in (Sampler(), Sampler(uniform=1, clusters=0, edges=0)):
+        assert sample_targets(TASK, sampler, 7, 50) != sample_targets(TASK, sampler, 8, 50)
+
+
+@pytest.mark.parametrize("count", [100, 300, 1024])
+def test_uniform_covers_the_cube_better_than_chance(count: int) -> None:
+    """Plain random vectors leave holes and lumps in six dimensions: parts of the range that are never taught."""
+    sampled = sample_targets(TASK, Sampler(uniform=1, clusters=0, edges=0), 0, count)
+    ours = qmc.discrepancy(np.array([list(s.target.values()) for s in sampled]) / 100)
+    rng = np.random.default_rng(0)
+    by_chance = [qmc.discrepancy(rng.integers(0, 101, (count, 6)) / 100) for _ in range(10)]
+    assert ours < 0.5 * min(by_chance)
+
+
+def test_uniform_keeps_its_coverage_in_a_mix() -> None:
+    """Points dealt by row number instead of by turn lose the sequence's evenness to the other samplers."""
+    values = np.array(
+        [list(s.target.values()) for s in sample_targets(TASK, Sampler(), 0, 600) if s.sampler == "uniform"]
+    )
+    rng = np.random.default_rng(0)
+    by_chance = [qmc.discrepancy(rng.integers(0, 101, values.shape) / 100) for _ in range(10)]
+    assert qmc.discrepancy(values / 100) < 0.5 * min(by_chance)
 
 
 def test_samplers_are_mixed_by_weight() -> None:
@@ -69,7 +107,63 @@ def test_clusters_follow_the_named_archetypes() -> None:
     sampler = Sampler(uniform=0, clusters=1, edges=0, archetypes=named)
     values = np.array([list(s.target.values()) for s in sample_targets(TASK, sampler, 0, 400)])
     assert values.mean(axis=0) == pytest.approx([20, 80, 40, 80, 30, 70], abs=0.5)
-    assert len(archetypes_of(TASK, Sampler(), 0)) == 12
+    assert clusters_of(TASK, Sampler(), 0).centers_CK.shape == (12, 6)
+
+
+def observed(folder: Path, text: str, name: str = "played.csv", **more: float) -> Sampler:
+    (folder / name).write_text(text)
+    return Sampler(uniform=0, clusters=1, edges=0, observed=Observed(path=str(folder / name), **more))
+
+
+def test_clusters_follow_observed_vectors(tmp_path: Path) -> None:
+    """Vectors matched by column position, or each used once whatever its count, would not be what players do."""
+    task = ScoresTask(keys=("x", "y"))
+    sampler = observed(tmp_path, "who,y,x\na,10,90\nb,10,90\nc,10,90\nd,60,20\n", spread=0.0)
+    counts = Counter(tuple(s.target.values()) for s in sample_targets(task, sampler, 0, 400))
+    assert set(counts) == {(90, 10), (20, 60)}
+    assert counts[90, 10] == pytest.approx(300, abs=30)
+    jsonl = observed(tmp_path, '{"x": 50, "y": 50}\n', "played.jsonl", spread=4.0)
+    values = np.array([list(s.target.values()) for s in sample_targets(task, jsonl, 0, 400)])
+    assert values.std(axis=0) == pytest.approx([4, 4], abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "x,z\n1,2\n",
+            "played.csv:2: expected a column for every key of the task; none for y among x, z; rename the columns",
+        ),
+        (
+            "x,y\n1,101\n\nhigh,2\n",
+            "played.csv:2: y: expected a number from 0 to 100; got '101'\n"
+            "{folder}/played.csv:4: x: expected a number from 0 to 100; got 'high'",
+        ),
+        ("x,y\n", "played.csv: expected at least one entry; got an empty file"),
+    ],
+)
+def test_a_bad_file_of_observed_vectors_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    """Wrong keys filled with zeros would train on vectors nobody asked for."""
+    with pytest.raises(DataError) as error:
+        sample_targets(ScoresTask(keys=("x", "y")), observed(tmp_path, text), 0, 1)
+    assert str(error.value) == f"{tmp_path}/{expected.format(folder=tmp_path)}"
+
+
+def test_a_missing_file_of_observed_vectors_is_named(tmp_path: Path) -> None:
+    """The path is written in the recipe, so the recipe's key must be in the message."""
+    sampler = Sampler(observed=Observed(path=str(tmp_path / "none.csv")))
+    with pytest.raises(DataError) as error:
+        sample_targets(TASK, sampler, 0, 1)
+    assert str(error.value) == (
+        f"data.source.sampler.observed.path: expected a .csv or .jsonl file; got {tmp_path}/none.csv, "
+        "which does not exist"
+    )
+
+
+def test_clusters_have_one_source() -> None:
+    """Of two sources one would be ignored without a word."""
+    with pytest.raises(ValueError, match="name one of them"):
+        Sampler(archetypes={"a": Archetype(center={"x": 1.0})}, observed=Observed(path="x.csv"))
 
 
 def test_asks_follow_weights_and_contexts_are_in_the_language() -> None:

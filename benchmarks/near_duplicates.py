@@ -1,0 +1,125 @@
+"""Near-duplicates of 200,000 requests: seconds and memory of the search, and its recall.
+
+    python benchmarks/near_duplicates.py [--quick] [--out DIR]
+
+The requests are put together from clauses like those of the scripted teacher, half of them Japanese. One in ten is an
+edited copy of an earlier one, and one in a hundred belongs to a single large cluster, as from a teacher that repeats
+itself. Both searches of a data build are timed in a fresh process each: `near_duplicate` (0.8, what the filter
+drops) and `group` (0.6, what the split keeps together). Recall is the share of pairs found of those a comparison of
+everything with everything finds, among fewer requests, most of them copies. Raw figures go to
+DIR/near_duplicates.json; the last printed line is one JSON object of headline figures.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import time
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppe_lora.corpus.similarity import alike_pairs, grams, jaccard, normalized
+
+THRESHOLDS = {"near_duplicate": 0.8, "group": 0.6}
+SYLLABLES = [
+    "ka",
+    "mi",
+    "ro",
+    "ten",
+    "sha",
+    "lu",
+    "pe",
+    "win",
+    "dor",
+    "a",
+    "gle",
+    "son",
+    "ri",
+    "tal",
+    "me",
+    "qua",
+    "ves",
+]
+KANA = "あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろわをん雨夜静音曲風朝街"
+
+
+def make_requests(count: int, copied: float = 0.1, seed: int = 0) -> list[str]:
+    """Requests of three to six clauses out of 2,000 per language; a share of edited copies, and one large cluster."""
+    rng = np.random.default_rng(seed)
+    english = [" ".join(_word(rng) for _ in range(rng.integers(2, 8))) for _ in range(2000)]
+    japanese = ["".join(rng.choice(list(KANA), rng.integers(4, 16))) for _ in range(2000)]
+    requests = ["the same tune as ever, " + ", ".join(english[:3])]
+    while len(requests) < count:
+        kind = rng.random()
+        if kind < 0.01:
+            requests.append(_edited(requests[0], rng))
+        elif kind < 0.01 + copied:
+            requests.append(_edited(requests[int(rng.integers(len(requests)))], rng))
+        else:
+            clauses, comma = (english, ", ") if rng.random() < 0.5 else (japanese, "、")
+            requests.append(comma.join(clauses[i] for i in rng.integers(0, 2000, rng.integers(3, 7))))
+    return requests
+
+
+def _word(rng: np.random.Generator) -> str:
+    return "".join(rng.choice(SYLLABLES, rng.integers(1, 4)))
+
+
+def _edited(text: str, rng: np.random.Generator) -> str:
+    """The text with one to four runs of three characters replaced."""
+    for _ in range(rng.integers(1, 5)):
+        at = int(rng.integers(len(text)))
+        text = text[:at] + "".join(rng.choice(list("abcdefghij"), 3)) + text[at + 3 :]
+    return text
+
+
+def measure(count: int, threshold: float) -> dict[str, float]:
+    """Seconds, peak memory and pairs of one search, without the making of the texts."""
+    texts = make_requests(count)
+    started = time.perf_counter()
+    pairs = sum(1 for _ in alike_pairs(texts, threshold))
+    seconds = time.perf_counter() - started
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return {"seconds": round(seconds, 2), "peak_gb": round(peak_gb, 3), "pairs": pairs}
+
+
+def recall(count: int, threshold: float) -> dict[str, float]:
+    """Found and true pairs among `count` requests, by comparing each with each; repeated texts are left out."""
+    texts = list(dict.fromkeys(map(normalized, make_requests(count, copied=0.8, seed=1))))
+    sets = [grams(text) for text in texts]
+    true = {(i, j) for i, j in combinations(range(len(texts)), 2) if jaccard(sets[i], sets[j]) >= threshold}
+    found = {(i, j) for i, j, _ in alike_pairs(texts, threshold)}
+    return {"true_pairs": len(true), "found": len(found & true), "false": len(found - true)}
+
+
+def main() -> None:
+    """Measure and end with the headline figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="20,000 requests instead of 200,000")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    asked = parser.parse_args()
+    count, compared = (20_000, 1_000) if asked.quick else (200_000, 4_000)
+    raw: dict[str, Any] = {}
+    for name, threshold in THRESHOLDS.items():
+        with multiprocessing.get_context("spawn").Pool(1) as fresh:  # so that the peak is that of one search
+            raw[name] = fresh.apply(measure, (count, threshold))
+        raw[name] |= recall(compared, threshold)
+        print(f"{name} ({threshold}): {raw[name]}", flush=True)
+    headline = {
+        "requests": count,
+        "cpu": f"{platform.machine()}, {multiprocessing.cpu_count()} cores",
+        "seconds_both": round(sum(one["seconds"] for one in raw.values()), 2),
+        "peak_gb": max(one["peak_gb"] for one in raw.values()),
+        "recall": {name: round(one["found"] / one["true_pairs"], 5) for name, one in raw.items()},
+    }
+    asked.out.mkdir(parents=True, exist_ok=True)
+    (asked.out / "near_duplicates.json").write_text(json.dumps({"headline": headline, "raw": raw}, indent=2) + "\n")
+    print(json.dumps(headline))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""A real vLLM server, on this machine's processor, answers through the endpoint. Minutes: `make test-vllm`.
+"""A real vLLM server, on this machine's processor, answers the client. Minutes: `make test-vllm`.
 
 SmolLM2 writes nonsense; that the questions, their schema, the replies and a killed server are handled is what counts.
 """
@@ -8,17 +8,22 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from ppe_lora.corpus.teachers.llm.asking import Settings
 from ppe_lora.corpus.teachers.llm.batch import read_batch_results, write_batch_files
+from ppe_lora.corpus.teachers.llm.client import Client
 from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply, Unavailable
+from ppe_lora.corpus.teachers.llm.meter import Meter
 from ppe_lora.corpus.teachers.llm.openai_compatible import OpenAICompatibleEndpoint
+from ppe_lora.corpus.teachers.llm.raw_log import RawLog
+from ppe_lora.corpus.teachers.llm.servers import Server
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.base import resolve_base
 from tests.teacher_servers import free_port
@@ -27,7 +32,6 @@ ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 MODEL = "smollm2-135m"
 COUNT = int(os.environ.get("VLLM_QUESTIONS", "48"))
-AT_ONCE = 16
 SCHEMA = {
     "type": "object",
     "properties": {"request": {"type": "string", "minLength": 1, "maxLength": 40}},
@@ -75,8 +79,8 @@ class VllmServer:
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self._process: subprocess.Popen[bytes] | None = None
 
-    async def start(self) -> float:
-        """Seconds until it serves the model."""
+    def start(self) -> None:
+        """Return once it serves the model."""
         started = time.monotonic()
         command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", self._base]
         with self._log.open("ab") as log:
@@ -84,17 +88,12 @@ class VllmServer:
                 [*command, "--host", "127.0.0.1", "--port", str(self.port), *OPTIONS],
                 env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        endpoint = OpenAICompatibleEndpoint(self.url)
-        while True:
-            try:
-                await endpoint.check(MODEL)
-                break
-            except Unavailable:
-                assert self._process.poll() is None, self._log.read_text()[-3000:]
-                assert time.monotonic() - started < 600, self._log.read_text()[-3000:]
-                await asyncio.sleep(1)
-        await endpoint.close()
-        return time.monotonic() - started
+        while says := check(self.url, MODEL):
+            assert "the connection failed" in says
+            assert self._process.poll() is None, self._log.read_text()[-3000:]
+            assert time.monotonic() - started < 600, self._log.read_text()[-3000:]
+            time.sleep(1)
+        print(f"\nready after {time.monotonic() - started:.0f} s", end=" ", flush=True)
 
     def kill(self) -> None:
         """SIGKILL the server and the engine process that it started."""
@@ -112,60 +111,67 @@ def server(base: Path, tmp_path: Path) -> Iterator[VllmServer]:
     server.kill()
 
 
-def test_killed_in_the_middle_and_restarted_nothing_is_lost(server: VllmServer) -> None:
+def check(url: str, model: str) -> str:
+    """What the endpoint's check says of a model; nothing where it is served."""
+
+    async def run() -> str:
+        endpoint = OpenAICompatibleEndpoint(url)
+        try:
+            await endpoint.check(model)
+        except (Refused, Unavailable) as error:
+            return str(error)
+        finally:
+            await endpoint.close()
+        return ""
+
+    return asyncio.run(run())
+
+
+def test_killed_in_the_middle_and_restarted_nothing_is_lost(server: VllmServer, tmp_path: Path) -> None:
     """What the loopback servers imitate, and what they cannot: a schema that is held to, a server that dies at work."""
     asked = questions(COUNT)
-    replies, failures = asyncio.run(ask_through_a_crash(server, asked))
-    assert failures["Unavailable"] > 0, "the kill went unnoticed: it came too late"
-    assert sorted(replies) == sorted(question.key for question in asked)
-    assert all(reply.prompt_tokens > 0 and reply.completion_tokens > 0 for reply in replies.values())
-    whole = [reply.text for reply in replies.values() if reply.finish_reason == "stop"]
-    assert len(whole) >= 0.8 * COUNT  # the others ran into max_tokens
+    server.start()
+    assert f"it serves {MODEL};" in check(server.url, "another-model")
+    restarting: list[threading.Thread] = []
+    retries = 0
+
+    def crash_at_half(meter: Meter) -> None:
+        nonlocal retries
+        retries = meter.retries
+        if meter.done >= COUNT // 2 and not restarting:
+            print(f"\nkilled: {meter}", end="", flush=True)
+            server.kill()
+            restarting.append(threading.Thread(target=server.start))
+            restarting[0].start()
+
+    started = time.monotonic()
+    with RawLog(tmp_path / "raw") as log, client(server.url, log) as asking:
+        answers = asking.ask_all(asked, crash_at_half)
+    print(f"\n{COUNT} questions in {time.monotonic() - started:.0f} s, the restart included")
+    restarting[0].join()
+    server.kill()
+    assert retries > 0, "the kill went unnoticed: it came too late"
+    assert answers.failed == {}
+    assert sorted(answers.replies) == sorted(question.key for question in asked)
+    with RawLog(tmp_path / "raw") as log, client(server.url, log) as asking:  # nobody listens, and nobody is asked
+        assert asking.ask_all(asked).replies == answers.replies
+    check_texts(answers.replies.values())
+
+
+def client(url: str, log: RawLog) -> Client:
+    settings = Settings(concurrency=16, timeout_s=300)
+    return Client([Server(OpenAICompatibleEndpoint(url, timeout_s=300))], log, settings=settings)
+
+
+def check_texts(replies: Collection[Reply]) -> None:
+    assert all(reply.prompt_tokens > 0 and reply.completion_tokens > 0 for reply in replies)
+    whole = [reply.text for reply in replies if reply.finish_reason == "stop"]
+    assert len(whole) >= 0.8 * len(replies)  # the others ran into max_tokens
     for text in whole:
         answer = json.loads(text)
         assert list(answer) == ["request"]
         assert 1 <= len(answer["request"]) <= 40
     assert len(set(whole)) > 0.5 * len(whole)  # seeds arrive
-
-
-async def ask_through_a_crash(server: VllmServer, asked: Sequence[Question]) -> tuple[dict[str, Reply], Counter[str]]:
-    """Ask everything, `AT_ONCE` at a time, each until it is answered; SIGKILL the server after half of the replies."""
-    replies: dict[str, Reply] = {}
-    failures: Counter[str] = Counter()
-    print(f"\nready after {await server.start():.0f} s")
-    endpoint = OpenAICompatibleEndpoint(server.url, timeout_s=300)
-    with pytest.raises(Refused, match=rf"it serves {MODEL};"):
-        await endpoint.check("another-model")
-    gate = asyncio.Semaphore(AT_ONCE)
-    asked_s = 0.0
-
-    async def ask(question: Question) -> None:
-        async with gate:
-            while question.key not in replies:
-                try:
-                    replies[question.key] = await endpoint.ask(question)
-                except Unavailable as error:
-                    failures[type(error).__name__] += 1
-                    await asyncio.sleep(1)
-
-    async def crash() -> None:
-        nonlocal asked_s
-        while len(replies) < len(asked) // 2:
-            await asyncio.sleep(0.01)
-        asked_s += time.monotonic() - started
-        server.kill()
-        with pytest.raises(Unavailable, match="vllm serve another-model --port"):
-            await endpoint.check("another-model")
-        print(f"ready again after {await server.start():.0f} s")
-
-    started = time.monotonic()
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(crash())
-        for question in asked:
-            tasks.create_task(ask(question))
-    await endpoint.close()
-    print(f"{len(asked)} questions; the first half took {asked_s:.0f} s; {failures.total()} failed attempts")
-    return replies, failures
 
 
 def test_run_batch_reads_our_files_and_we_read_its_results(base: Path, tmp_path: Path) -> None:

@@ -151,6 +151,17 @@ def test_passing_failures_are_unavailable(kind: str, fault: Fault, says: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_only_what_was_never_sent_is_free_for_sure(kind: str) -> None:
+    """A budget that forgets an answer lost on its way is overdrawn; one that counts refused connections runs dry."""
+    with pytest.raises(Unavailable) as refused:
+        with_endpoint(make(kind, f"http://127.0.0.1:{free_port()}"), lambda one: one.ask(ask_for()))
+    assert not refused.value.may_be_billed
+    lost, _ = failing(kind, Reset(late=True))
+    assert isinstance(lost, Unavailable)
+    assert lost.may_be_billed
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "fault",
     [

@@ -49,8 +49,12 @@ async def one_attempt(where: str, timeout_s: float) -> AsyncIterator[None]:
 
 
 def broken_connection(where: str, error: BaseException) -> Unavailable:
-    """The connection was refused, reset, or closed before the whole answer had come."""
-    return Unavailable(f"{where}: expected an answer; the connection failed ({type(error).__name__}: {error})")
+    """The connection was refused, reset, or closed too early; only the first is free for sure."""
+    never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
+    return Unavailable(
+        f"{where}: expected an answer; the connection failed ({type(error).__name__}: {error})",
+        may_be_billed=not never_sent,
+    )
 
 
 def failure_of(

@@ -37,6 +37,15 @@ def data_build(recipe: RecipePath, overrides: Overrides = None) -> None:
     pipeline.build_data(load_recipe(recipe, overrides or ()))
 
 
+@data_app.command("stats")
+def data_stats(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Describe the rows: stats.json, and a page to look at (data_report.html)."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.describe_data(load_recipe(recipe, overrides or ()))
+
+
 @data_app.command("show")
 def data_show(
     recipe: RecipePath,

@@ -30,7 +30,7 @@ def write_data_page(
     data: DataSet,
     stats: Mapping[str, Any],
     described: Description,
-    token_note: Words | None = None,
+    token_note: str | None = None,
 ) -> str:
     """Write the page into the data set's folder. Equal data make equal pages.
 

@@ -43,17 +43,19 @@ def key_figure(histogram: Histogram) -> Any:
             x=centers, y=counts, width=widths, customdata=labels, marker={"color": color, "line": {"width": 0}},
             hovertemplate=f"%{{customdata}}: %{{y:,}} {words.in_figure}<extra></extra>",
         )  # fmt: skip
+    highest = 0.0
     for number, (split, counts) in enumerate(histogram.splits.items()):
-        total = sum(counts) or 1
+        shares = [100 * count / (sum(counts) or 1) for count in counts]
+        highest = max(highest, *shares)
         figure.add_scatter(
-            x=centers, y=[100 * count / total for count in counts], yaxis="y2", mode="lines", customdata=labels,
-            line={"shape": "hvh", "width": 2, "color": f"var(--split-{number})", "dash": _dash(number)},
+            x=edges, y=[*shares, shares[-1]], yaxis="y2", mode="lines", customdata=[*labels, labels[-1]],
+            line={"shape": "hv", "width": 2, "color": f"var(--split-{number})", "dash": _dash(number)},
             hovertemplate=f"{split} %{{customdata}}: %{{y:.1f}} %<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
         xaxis=_AXIS | {"range": [edges[0], edges[-1]], "anchor": "y2", "nticks": 6},
         yaxis=_COUNT_AXIS | {"domain": [0.46, 1]},
-        yaxis2=_COUNT_AXIS | {"domain": [0, 0.36], "ticksuffix": " %", "nticks": 3},
+        yaxis2=_COUNT_AXIS | {"domain": [0, 0.36], "ticksuffix": " %", "nticks": 3, "range": [0, 1.1 * highest]},
     )
     return figure
 
@@ -65,7 +67,8 @@ def length_figure(lengths: Lengths, allowed: Sequence[int]) -> Any:
     centers, widths, labels = _bars(lengths.edges, whole=True)
     figure = go.Figure(layout=_LAYOUT)
     figure.add_bar(
-        x=centers, y=lengths.counts, width=widths, customdata=labels, marker={"color": "var(--kept)"},
+        x=centers, y=lengths.counts, width=widths, customdata=labels,
+        marker={"color": "var(--kept)", "line": {"width": 0}},
         hovertemplate=f"%{{customdata}}: %{{y:,}} {KEPT.in_figure}<extra></extra>",
     )  # fmt: skip
     for limit in allowed:
@@ -98,7 +101,10 @@ def pairs_figure(pairs: Mapping[tuple[str, str], PairHistogram], keys: Sequence[
     figure.add_heatmap(
         x=labels, y=labels, z=even, customdata=rows, zmin=0, zmax=max(2.0, _high(even)), hoverongaps=False,
         colorscale=[[place / 4, f"var(--heat-{place})"] for place in range(5)],
-        colorbar={"thickness": 8, "outlinewidth": 0, "len": 0.6, "ticksuffix": "×", "nticks": 4, "x": 1.01},
+        colorbar={
+            "orientation": "h", "thickness": 8, "len": 0.5, "outlinewidth": 0, "ticksuffix": "×", "nticks": 4,
+            "y": -0.02, "yanchor": "top",
+        },
         hovertemplate="%{x}<br>%{y}<br>%{customdata:,} (%{z:.2f}×)<extra></extra>",
     )  # fmt: skip
     for block in range(1, len(keys)):

@@ -56,7 +56,7 @@ def find_oddities(rows: Sequence[Row], task: ScoresTask) -> Oddities | None:
     plain_error_NK = (average_K - target_NK) ** 2
     plain_K = plain_error_NK.sum(axis=0)
     explained_K = np.full(len(task.keys), np.nan)
-    np.divide(read_error_NK.sum(axis=0), plain_K, out=explained_K, where=plain_K > 0)
+    np.divide(read_error_NK.sum(axis=0), plain_K, out=explained_K, where=np.ptp(target_NK, axis=0) > 0)
     score_N = (read_error_NK - plain_error_NK).mean(axis=1)
     units_NK, units_K = (task.low + task.span * values for values in (read_NK, average_K))
     return Oddities(units_NK, units_K, score_N, 1 - explained_K)

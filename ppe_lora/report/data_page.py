@@ -9,7 +9,7 @@ from ppe_lora.corpus.description import DataSet, Description
 from ppe_lora.corpus.filters import Rejection
 from ppe_lora.recipe.schema import GenerateSource, Recipe
 from ppe_lora.report.figures import key_figure, length_figure, pairs_figure
-from ppe_lora.report.findings import Finding, find_all
+from ppe_lora.report.findings import find_all
 from ppe_lora.report.page import Words, render_page
 
 FILE_NAME = "data_report.html"
@@ -47,7 +47,8 @@ def write_data_page(
     """
     findings = find_all(recipe, data, stats, described)
     kept = sum(stats["counts"]["split"].values())
-    verdict = _verdict(described.asked, stats["counts"]["split"], findings)
+    left_out = sum(data.manifest.get("dropped", {}).values())
+    verdict = _verdict(described.asked, stats["counts"]["split"], left_out, len(findings))
     html = render_page(
         "data.html.j2",
         _figures(recipe, described),
@@ -85,16 +86,18 @@ def _figures(recipe: Recipe, described: Description) -> dict[str, Any]:
     return figures
 
 
-def _verdict(asked: int, rows: Mapping[str, int], findings: list[Finding]) -> Words:
+def _verdict(asked: int, rows: Mapping[str, int], left_out: int, findings: int) -> Words:
     kept = sum(rows.values())
     share = f"{100 * kept / asked:.1f} %"
     splits = ", ".join(f"{count:,} {split}" for split, count in rows.items())
-    many = len(findings)
-    look = "Nothing suspicious." if not many else f"{many} thing{'s' * (many > 1)} to look at."
-    found = "不審な点はありません。" if not many else f"確認すべき点が {many} 件あります。"
+    more = Words(f" {left_out:,} more were left out without fault.", f"ほかに {left_out:,} 件は対象外です。")
+    look = Words(
+        f"{findings} thing{'s' * (findings > 1)} to look at." if findings else "Nothing suspicious.",
+        f"確認すべき点が {findings} 件あります。" if findings else "不審な点はありません。",
+    )
     return Words(
-        f"{kept:,} of {asked:,} candidates kept ({share}): {splits}. {look}",
-        f"候補 {asked:,} 件のうち {kept:,} 件を採用 ({share}): {splits}。{found}",
+        f"{kept:,} of {asked:,} candidates kept ({share}): {splits}.{more.en * bool(left_out)} {look.en}",
+        f"候補 {asked:,} 件のうち {kept:,} 件を採用 ({share}): {splits}。{more.ja * bool(left_out)}{look.ja}",
     )
 
 

@@ -65,6 +65,15 @@ def data_build(
         pipeline.build_data(loaded, skip_corrupt=skip_corrupt)
 
 
+@data_app.command("stats")
+def data_stats(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Describe the rows: stats.json, and a page to look at (data_report.html)."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.describe_data(load_recipe(recipe, overrides or ()))
+
+
 @data_app.command("show")
 def data_show(
     recipe: RecipePath,

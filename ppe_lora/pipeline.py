@@ -12,9 +12,13 @@ resumed). torch is imported inside the stages that need it.
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ppe_lora.console import console
 from ppe_lora.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ppe_lora.corpus.rows import Row
 
 
 def data_dir(recipe: Recipe) -> Path:
@@ -46,6 +50,54 @@ def build_data(recipe: Recipe, *, skip_corrupt: bool = False) -> None:
         if any(counts.values()):
             shown = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
             console.print(f"  {word} of {report.asked}: {shown}")
+    if report.made:
+        console.print("  to look at it: `ppe-lora data stats RECIPE` writes data_report.html")
+
+
+def describe_data(recipe: Recipe) -> None:
+    """Write `stats.json` and the page `data_report.html` into the data set's folder, and print the page's verdict.
+
+    Raises:
+        DataError: There is no finished data set, or a file breaks the row contract.
+    """
+    from ppe_lora.artifacts import write_json
+    from ppe_lora.corpus.description import describe, read_dataset
+    from ppe_lora.corpus.stats import dataset_stats
+    from ppe_lora.report.data_page import FILE_NAME, write_data_page
+
+    folder = data_dir(recipe)
+    with progress("describing data", 5) as advance:
+        data = read_dataset(folder, recipe.task)
+        stats = dataset_stats(data.by_split, recipe.task)
+        write_json(folder / "stats.json", stats)
+        advance(note="counting tokens")
+        tokens, missing = _token_lengths(recipe, data.kept)
+        described = describe(
+            data,
+            recipe.task,
+            group=recipe.data.split.group,
+            tokens=tokens,
+            max_tokens=recipe.student.max_tokens,
+            step=lambda doing: advance(note=doing),
+        )
+        verdict = write_data_page(folder, recipe, data, stats, described, missing)
+    console.print(verdict)
+    if missing:
+        console.print(f"  no lengths in tokens: {missing}", markup=False)
+    console.print(str(folder / FILE_NAME))
+
+
+def _token_lengths(recipe: Recipe, rows: list["Row"]) -> tuple[dict[str, int], str | None]:
+    """Whole rows in the student's tokens by row id, or why they cannot be counted: data may precede its student."""
+    from ppe_lora.errors import ModelError
+    from ppe_lora.student.base import resolve_tokenizer
+    from ppe_lora.student.encode import token_lengths
+    from ppe_lora.student.tokenizer import load_tokenizer
+
+    try:
+        return token_lengths(rows, recipe.task, load_tokenizer(resolve_tokenizer(recipe.student))), None
+    except ModelError as error:
+        return {}, str(error)
 
 
 def ask_teacher(recipe: Recipe, shard: str, *, skip_corrupt: bool = False) -> None:

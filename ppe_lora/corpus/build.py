@@ -226,7 +226,8 @@ def _observed(source: GenerateSource) -> dict[str, str]:
 
 
 def _check_replaceable(folder: Path) -> None:
-    ours = {split_path(folder, split).name for split in SPLITS} | {"rejected.jsonl", "stats.json", "manifest.json"}
+    ours = {split_path(folder, split).name for split in SPLITS}
+    ours |= {"rejected.jsonl", "stats.json", "manifest.json", "data_report.html"}
     if folder.exists():
         foreign = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else ["it"]
         if foreign:

@@ -29,7 +29,7 @@ def dataset_stats(by_split: Mapping[SplitName, Sequence[Row]], task: ScoresTask)
         "counts": {
             "split": {split: len(rows) for split, rows in by_split.items()},
             **{
-                field: {split: _counted(rows, field) for split, rows in by_split.items()}
+                field: {split: count_field(rows, field) for split, rows in by_split.items()}
                 for field in ("language", "style", "sampler")
             },
         },
@@ -48,5 +48,6 @@ def _key_stats(rows: Sequence[Row], task: ScoresTask) -> dict[str, dict[str, Any
     }
 
 
-def _counted(rows: Sequence[Row], field: str) -> dict[str, int]:
+def count_field(rows: Sequence[Row], field: str) -> dict[str, int]:
+    """Rows by the value of a field, sorted by value; rows without one count as `none`."""
     return dict(sorted(Counter(str(getattr(row, field) or "none") for row in rows).items()))

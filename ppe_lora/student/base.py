@@ -27,6 +27,7 @@ SMOLLM2 = "smollm2-135m"
 _SMOLLM2_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.model.v*", "*.jinja", "*.txt"]
+_TOKENIZER_FILES = [pattern for pattern in _HUB_FILES if pattern != "*.safetensors"]
 # Weights in Mistral's own format, and other frameworks' copies in sub-folders.
 _NOT_HUB_FILES = ["consolidated*", "*/*"]
 _FORMAT = 1  # of the cached folders; raise it when what is written into them changes
@@ -50,7 +51,16 @@ def resolve_base(student: Student) -> Path:
         ModelError: There is no such folder or repository, it cannot be reached, it holds no safetensors weights, or
             its weights are quantized.
     """
-    return _text_only(_find(student), student.model)
+    return _text_only(_find(student, _HUB_FILES), student.model)
+
+
+def resolve_tokenizer(student: Student) -> Path:
+    """A local folder for `load_tokenizer` alone: of a Hub repository no weights are downloaded.
+
+    Raises:
+        ModelError: There is no such folder or repository, or it cannot be reached.
+    """
+    return _find(student, _TOKENIZER_FILES)
 
 
 def cache_folder() -> Path:
@@ -93,13 +103,13 @@ def weight_files(folder: Path, name: str | None = None) -> list[Path]:
     return files
 
 
-def _find(student: Student) -> Path:
+def _find(student: Student, hub_files: list[str]) -> Path:
     model = student.model
     if model == SMOLLM2:
         packaged = _packaged_smollm2()
         if packaged is not None and student.revision is None:
             return _cached("smollm2-135m", {"gguf": hash_file(packaged)}, lambda to: _write_smollm2(packaged, to))
-        return _download(_SMOLLM2_REPOSITORY, student.revision)
+        return _download(_SMOLLM2_REPOSITORY, student.revision, hub_files)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if student.revision is not None:
@@ -109,16 +119,16 @@ def _find(student: Student) -> Path:
         raise ModelError(
             f"student.model: expected an existing folder, a Hub repository `owner/name` or {SMOLLM2!r}; got {model!r}"
         )
-    return _download(model, student.revision)
+    return _download(model, student.revision, hub_files)
 
 
-def _download(repository: str, revision: str | None) -> Path:
+def _download(repository: str, revision: str | None, files: list[str]) -> Path:
     at = f"{repository}{'@' + revision if revision else ''}"
     # The config first: what it rules out needs no gigabytes.
     folder = _snapshot(repository, revision, ["config.json"], at)
     if (folder / "config.json").is_file():
         _check_unquantized(read_json(folder / "config.json"), repository)
-    return _snapshot(repository, revision, _HUB_FILES, at)
+    return _snapshot(repository, revision, files, at)
 
 
 def _snapshot(repository: str, revision: str | None, patterns: list[str], at: str) -> Path:

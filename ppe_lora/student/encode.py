@@ -56,6 +56,15 @@ def encode_rows(rows: Sequence[Row], task: ScoresTask, tokenizer: StudentTokeniz
     return EncodedRows(_with_shared([languages[row.id] for row in encoded], encoded), too_long)
 
 
+def token_lengths(rows: Sequence[Row], task: ScoresTask, tokenizer: StudentTokenizer) -> dict[str, int]:
+    """Length of every row in tokens, prompt and answer together, by row id.
+
+    Raises:
+        ModelError: A row cannot be encoded.
+    """
+    return {row.id: sum(map(len, _encode(row, task, tokenizer))) for row in rows}
+
+
 def show_row(row: Row, task: ScoresTask, tokenizer: StudentTokenizer) -> list[ShownToken]:
     """Every token of a training row in order, with what the loss counts.
 

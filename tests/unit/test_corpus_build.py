@@ -193,7 +193,7 @@ def test_a_bad_held_out_file_stops_the_build_before_the_teacher_is_asked(
 ) -> None:
     """A teacher paid for 200,000 rows that a typo in another file keeps from being written."""
     monkeypatch.setattr(Careless, "phrase", lambda *_: pytest.fail("asked"))
-    monkeypatch.setattr(build_module, "make_teacher", lambda *_: Careless())
+    monkeypatch.setattr(build_module, "make_teacher", lambda *_, **__: Careless())
     section = held_out(tmp_path, ["x"]) | {"request": "people.words"}
     with pytest.raises(DataError) as error:
         build_dataset(recipe(split={"test": 0.0}, held_out=section), tmp_path / "d")

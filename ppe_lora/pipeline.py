@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppe_lora.console import console
+from ppe_lora.console import console, progress
 from ppe_lora.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -124,6 +124,15 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def baselines(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Say what predictors without a language model get on the test rows."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.baselines(load_recipe(recipe, overrides or ()))
+
+
+@app.command()
 def export(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Merge the selected adapter into plain weights and prove that they answer the same."""
     from ppe_lora import pipeline

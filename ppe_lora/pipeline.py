@@ -166,6 +166,34 @@ def evaluate(recipe: Recipe) -> None:
     evaluate_test_rows(recipe, data_dir(recipe), run_dir(recipe))
 
 
+def baselines(recipe: Recipe) -> None:
+    """Print what predictors without a language model get on the test rows.
+
+    Raises:
+        DataError: The data set has not been built.
+    """
+    from rich.table import Table
+
+    from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
+    from ppe_lora.evaluation.baselines import constant_mse_norm, ridge_mse_norm, train_mean_mse_norm
+
+    task = recipe.task
+    train_rows, test_rows = (read_rows(split_path(data_dir(recipe), split), task) for split in ("train", "test"))
+    train_NK, test_NK = targets_matrix(train_rows, task), targets_matrix(test_rows, task)
+    texts = [[row.request for row in rows] for rows in (train_rows, test_rows)]
+    trivial = train_mean_mse_norm(train_NK, test_NK, task)
+    table = Table(
+        "baseline", "mse_norm", "against the train mean", title=f"{recipe.data.name}: {len(test_rows)} test rows"
+    )
+    for name, value in (
+        ("middle of the range, always", constant_mse_norm(test_NK, task)),
+        ("train mean, always", trivial),
+        ("ridge regression on character n-grams", ridge_mse_norm(texts[0], train_NK, texts[1], test_NK, task)),
+    ):
+        table.add_row(name, f"{value:.5f}", f"{value / trivial:.3f}")
+    console.print(table)
+
+
 def export(recipe: Recipe) -> None:
     """Merge the selected adapter, reload the result without our code, and compare the answers."""
     from ppe_lora.export.stage import export_run

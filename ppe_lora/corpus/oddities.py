@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppe_lora.corpus.ngrams import read_out_of_fold
 from ppe_lora.corpus.rows import Row, targets_matrix
 from ppe_lora.tasks.scores import ScoresTask
 
@@ -17,7 +18,6 @@ LEAST_ROWS = 50
 CONTRADICTION = 0.03
 """Score from which words and numbers contradict each other. Measured on scripted rows, 20 of whose targets were
 exchanged for other rows': 14 of them score as much among 15,000 rows, 9 among 3,000, and no untouched row does."""
-_FOLDS = 5
 
 
 class Oddities(NamedTuple):
@@ -51,7 +51,7 @@ def find_oddities(rows: Sequence[Row], task: ScoresTask) -> Oddities | None:
         return None
     target_NK = (np.array(targets_matrix(rows, task), dtype=float) - task.low) / task.span
     average_K = target_NK.mean(axis=0)
-    read_NK = np.clip(_read_out_of_fold([row.request for row in rows], target_NK), 0.0, 1.0)
+    read_NK = np.clip(read_out_of_fold([row.request for row in rows], target_NK), 0.0, 1.0)
     read_error_NK = (read_NK - target_NK) ** 2
     plain_error_NK = (average_K - target_NK) ** 2
     plain_K = plain_error_NK.sum(axis=0)
@@ -60,17 +60,3 @@ def find_oddities(rows: Sequence[Row], task: ScoresTask) -> Oddities | None:
     score_N = (read_error_NK - plain_error_NK).mean(axis=1)
     units_NK, units_K = (task.low + task.span * values for values in (read_NK, average_K))
     return Oddities(units_NK, units_K, score_N, 1 - explained_K)
-
-
-def _read_out_of_fold(texts: list[str], target_NK: np.ndarray) -> np.ndarray:
-    from sklearn.feature_extraction.text import TfidfVectorizer  # slow to import, and only reports need it
-    from sklearn.linear_model import Ridge
-    from sklearn.model_selection import KFold, cross_val_predict
-
-    vectorizer = TfidfVectorizer(
-        analyzer="char", ngram_range=(1, 4), max_features=20_000, sublinear_tf=True, dtype=np.float32
-    )
-    reader = Ridge(alpha=1.0, solver="sparse_cg", tol=1e-2)
-    folds = KFold(_FOLDS, shuffle=True, random_state=0)
-    read_NK = cross_val_predict(reader, vectorizer.fit_transform(texts), target_NK, cv=folds)
-    return np.asarray(read_NK, dtype=float).reshape(target_NK.shape)

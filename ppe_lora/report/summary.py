@@ -68,6 +68,7 @@ def _test_table(recipe: Recipe, metrics: dict[str, float]) -> list[str]:
     lines += [
         f"| middle of the range, always | {metrics['constant_mse_norm']:.4f} |",
         f"| train mean, always | {metrics['train_mean_mse_norm']:.4f} |",
+        f"| ridge regression on character n-grams, same training rows | {_number(metrics.get('ridge_mse_norm'))} |",
         f"| this model, greedy text | {_number(metrics.get('mse_norm'))} |",
         f"| this model, posterior mean | {_number(metrics.get(metric_of('posterior_mean')))} |",
     ]

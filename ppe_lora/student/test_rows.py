@@ -9,6 +9,7 @@ from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest,
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
 from ppe_lora.errors import RunError
+from ppe_lora.evaluation.baselines import ridge_mse_norm
 from ppe_lora.evaluation.metrics import METRIC_VERSION
 from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.recipe import Recipe
@@ -56,6 +57,10 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots) if packs else None
     result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie)
     if state.is_main_process:
+        texts = [[row.request for row in some] for some in (train_rows, split.rows)]
+        target_NK = targets_matrix(split.rows, recipe.task)
+        ridge = ridge_mse_norm(texts[0], train_NK, texts[1], target_NK, recipe.task)
+        result = result._replace(metrics=result.metrics | {"ridge_mse_norm": ridge})
         write_evaluation(folder, result)
         write_text(run_dir / "worst_cases.csv", _worst_cases(result, recipe))
         write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device))

@@ -5,8 +5,9 @@ from pathlib import Path
 from ppe_lora.corpus.asks import make_asks
 from ppe_lora.corpus.build import raw_dir
 from ppe_lora.corpus.teachers import Ask, LlmTeacher
+from ppe_lora.corpus.teachers.llm.fetch import Plan
 from ppe_lora.corpus.teachers.llm.raw_log import Shard
-from ppe_lora.corpus.teachers.llm.teacher import Asked, Plan
+from ppe_lora.corpus.teachers.llm.teacher import Asked
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import GenerateSource, Recipe
 from ppe_lora.recipe.teachers import ScriptedTeacher

@@ -24,10 +24,12 @@ from tests.teacher_servers import KEY, MistralServer, OpenAIServer, serve
 TASK = ScoresTask()
 ROWS = 150
 RELABEL = "data.filters.relabel={}"
+ALIKE = "Play me something soft and slow for a quiet evening by the sea, and call it "
 
 
 class ReadingModel:
-    """Writes requests, and reads them back a few points off; one in ten as the opposite, one in twenty not at all."""
+    """Writes requests, some of them alike, and reads them back a few points off; one in ten as the opposite, one in
+    twenty not at all."""
 
     def __init__(self) -> None:
         self.meant: dict[str, dict[str, float]] = {}
@@ -35,7 +37,9 @@ class ReadingModel:
     def __call__(self, body: Mapping[str, Any]) -> str:
         said = body["messages"][-1]["content"]
         if not self.reads(body):
-            text = write_request(body)
+            seed = body.get("seed", body.get("random_seed"))
+            name = "".join(chr(97 + int(digit)) for digit in str(seed)[-4:])
+            text = json.dumps({"request": ALIKE + name}) if seed % 25 < 5 else write_request(body)
             if text.startswith("{"):
                 scores = re.findall(r"- (\w+)(?:: |：)(\d+)", said)
                 self.meant[json.loads(text)["request"]] = {key: float(value) for key, value in scores}
@@ -98,6 +102,7 @@ def test_far_texts_are_rejected_and_nothing_is_asked_twice(
         assert ppe_lora(monkeypatch, tmp_path, RELABEL, "--dry-run") == 0
         shown = capsys.readouterr().out
     others = [line for line in lines if line["rule"] != "re-reading"]
+    assert manifest["rejected"]["near-duplicate"] >= 5
     far = [line for line in lines if line["rule"] == "re-reading"]
     kept = kept_rows(data)
     assert len(readings) == len(kept) + len(far) == ROWS - len(others)  # rows that other filters drop are not asked

@@ -19,6 +19,7 @@ from ppe_lora.recipe import Recipe
 
 if TYPE_CHECKING:
     from ppe_lora.corpus.rows import Row
+    from ppe_lora.corpus.teachers.llm.fetch import Plan
 
 
 def data_dir(recipe: Recipe) -> Path:
@@ -122,19 +123,25 @@ def plan_data(recipe: Recipe, shard: str | None = None, *, skip_corrupt: bool = 
     Raises:
         DataError: There is no such shard, or a raw file is corrupt.
     """
-    from ppe_lora.corpus.planning import parse_shard, plan_asking
+    from ppe_lora.corpus.planning import parse_shard, plan_asking, plan_reading
 
     rows = getattr(recipe.data.source, "rows", None)
     folder = data_dir(recipe)
-    plan = plan_asking(recipe, folder, parse_shard(shard) if shard else None, skip_corrupt=skip_corrupt)
-    if plan is None:
+    writing = plan_asking(recipe, folder, parse_shard(shard) if shard else None, skip_corrupt=skip_corrupt)
+    reading = None if shard else plan_reading(recipe, folder, skip_corrupt=skip_corrupt)
+    if writing:
+        console.print(f"{folder}: {rows:,} rows; {_planned(writing)}")
+    if reading:
+        console.print(f"{folder}: texts to read back; {_planned(reading)}")
+    if writing is None and reading is None:
         console.print(f"{folder}: {f'{rows:,} rows' if rows else 'an import'}; no language model is asked")
-        return
+
+
+def _planned(plan: "Plan") -> str:
     model, estimate, seconds, pace = plan
     expected, worst = estimate.expected, estimate.worst
-    console.print(
-        f"{folder}: {rows:,} rows; {expected.requests:,} requests still to ask {model}, "
-        f"{estimate.answered:,} answered already\n"
+    return (
+        f"{expected.requests:,} requests still to ask {model}, {estimate.answered:,} answered already\n"
         f"  tokens  {expected.prompt_tokens:,} of prompts and {expected.completion_tokens:,} of answers expected; "
         f"at most {worst.tokens:,}\n"
         f"  money   {estimate.expected_cost:,.2f} expected; at most {estimate.worst_cost:,.2f} at the recipe's prices\n"

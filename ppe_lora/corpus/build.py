@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +11,12 @@ from ppe_lora.artifacts import hash_file, hash_json, is_current, read_json, writ
 from ppe_lora.corpus.asks import make_asks
 from ppe_lora.corpus.filters import Filtered, Rejection, drop_duplicate_ids, empty, filter_rows
 from ppe_lora.corpus.importers import Imported, input_hashes, read_import
+from ppe_lora.corpus.relabel import NoiseFloor, drop_far
 from ppe_lora.corpus.rows import SPLITS, Row, row_id, split_path, write_rows
-from ppe_lora.corpus.sampling import observed_hash
+from ppe_lora.corpus.sampling import SamplerName, observed_hash
 from ppe_lora.corpus.split import BySplit, cap_rows, drop_held_out, drop_shared, split_rows
 from ppe_lora.corpus.stats import dataset_stats
-from ppe_lora.corpus.teachers import Teacher, make_teacher
+from ppe_lora.corpus.teachers import Ask, Phrased, Reader, Teacher, make_teacher
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import GenerateSource, ImportSource, Recipe
 from ppe_lora.recipe.teachers import NOT_CONTENT
@@ -26,6 +27,7 @@ _NOT_CONTENT: Any = {
     "name": True,
     "source": {"source_dir": True, "sampler": {"observed": {"path"}}, "teacher": NOT_CONTENT},
     "held_out": {"source_dir"},
+    "filters": {"relabel": {"teacher": NOT_CONTENT}},
 }
 """Keys of `data` that say where rows and answers come from, not what they are."""
 
@@ -53,6 +55,7 @@ class _Built(NamedTuple):
     rejected: list[Rejection]
     asked: int
     dropped: dict[str, int]
+    floor: NoiseFloor | None = None
 
 
 def raw_dir(folder: Path) -> Path:
@@ -76,16 +79,17 @@ def build_dataset(recipe: Recipe, folder: Path, *, skip_corrupt: bool = False) -
         PpeError: The teacher cannot be reached, or its budget is spent; what it said is kept.
     """
     teacher = None
+    reader = make_reader(recipe, folder, skip_corrupt=skip_corrupt)
     if isinstance(recipe.data.source, GenerateSource):
         settings = recipe.data.source.teacher
         teacher = make_teacher(settings, recipe.task, recipe.seed, raw_dir(folder), skip_corrupt=skip_corrupt)
-    inputs = _inputs(recipe, teacher)
+    inputs = _inputs(recipe, teacher) | ({"reader": reader.version} if reader else {})
     if is_current(folder, inputs):
         return _report(folder, read_json(folder / "manifest.json"), made=False)
     _check_replaceable(folder)
     # Read before a teacher is paid for rows that a mistake in this file would keep from being written.
     held_out = read_import(recipe.data.held_out, recipe.task, "data.held_out") if recipe.data.held_out else None
-    built = _generate(recipe, teacher, held_out) if teacher else _import(recipe, held_out)
+    built = _generate(recipe, teacher, reader, held_out) if teacher else _import(recipe, held_out)
     _check_splits(recipe, built)
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
@@ -97,13 +101,40 @@ def build_dataset(recipe: Recipe, folder: Path, *, skip_corrupt: bool = False) -
     return _report(folder, read_json(folder / "manifest.json"), made=True)
 
 
-def _generate(recipe: Recipe, teacher: Teacher, held_out: Imported | None) -> _Built:
+def make_reader(recipe: Recipe, folder: Path, *, skip_corrupt: bool = False) -> Reader | None:
+    """Who reads the data set's texts back; None where the recipe wants no blind re-labelling. Arguments as above."""
+    settings = recipe.data.reader
+    return Reader(settings, recipe.task, raw_dir(folder), skip_corrupt=skip_corrupt) if settings else None
+
+
+def _generate(recipe: Recipe, teacher: Teacher, reader: Reader | None, held_out: Imported | None) -> _Built:
     source = recipe.data.source
     assert isinstance(source, GenerateSource)
     asks = make_asks(recipe.task, source, recipe.seed)
+    rows, unanswered = generated_rows(asks, teacher.phrase([ask for ask, _ in asks]), teacher.name)
+    filtered = filter_rows(rows, recipe.task, recipe.data.filters)
+    floor = None
+    relabel = recipe.data.filters.relabel
+    if reader and relabel and filtered.kept:  # last, near-duplicates included: a reading costs money, a filter does not
+        near, floor = drop_far(filtered.kept, reader.read(filtered.kept), recipe.task, relabel.k, reader.name)
+        filtered = Filtered(near.kept, filtered.rejected + near.rejected)
+    filtered = Filtered(filtered.kept, unanswered + filtered.rejected)
+    return _dealt(recipe, filtered, held_out, len(asks), {})._replace(floor=floor)
+
+
+def generated_rows(
+    asks: Sequence[tuple[Ask, SamplerName]], phrased: Sequence[Phrased], teacher: str
+) -> tuple[list[Row], list[Rejection]]:
+    """Rows before any filter, and those for which the teacher's answer is no request.
+
+    Args:
+        asks: What was asked, with the sampler that drew it.
+        phrased: The teacher's answers, in the same order.
+        teacher: Its name.
+    """
     rows: list[Row] = []
     unanswered: list[Rejection] = []
-    for (ask, sampler), (text, scenario, fault) in zip(asks, teacher.phrase([ask for ask, _ in asks]), strict=True):
+    for (ask, sampler), (text, scenario, fault) in zip(asks, phrased, strict=True):
         target, context = dict(ask.target), dict(ask.context) if ask.context else None
         # Not validated: an empty text must reach the filters to be rejected and kept with its reason.
         row = Row.model_construct(
@@ -114,16 +145,14 @@ def _generate(recipe: Recipe, teacher: Teacher, held_out: Imported | None) -> _B
             style=ask.style,
             scenario=scenario,
             sampler=sampler,
-            teacher=teacher.name,
+            teacher=teacher,
             context=context,
         )
         if fault is None:
             rows.append(row)
         else:
             unanswered.append(Rejection(row, "teacher answer", fault))
-    filtered = filter_rows(rows, recipe.task, recipe.data.filters)
-    filtered = Filtered(filtered.kept, unanswered + filtered.rejected)
-    return _dealt(recipe, filtered, held_out, len(asks), {})
+    return rows, unanswered
 
 
 def _import(recipe: Recipe, held_out: Imported | None) -> _Built:
@@ -258,6 +287,7 @@ def _write(folder: Path, recipe: Recipe, built: _Built, inputs: dict[str, Any]) 
         rejected=dict(Counter(rejection.rule for rejection in built.rejected)),
         dropped=built.dropped,
         files=hashes,
+        **({"relabel": built.floor._asdict()} if built.floor else {}),
     )
 
 

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 from ppe_lora.corpus.asks import make_asks
-from ppe_lora.corpus.build import raw_dir
-from ppe_lora.corpus.teachers import Ask, LlmTeacher
+from ppe_lora.corpus.build import generated_rows, make_reader, raw_dir
+from ppe_lora.corpus.filters import filter_rows
+from ppe_lora.corpus.teachers import Ask, LlmTeacher, Phrased, make_teacher
+from ppe_lora.corpus.teachers.llm.fetch import Plan
+from ppe_lora.corpus.teachers.llm.prompt import load_prompt
 from ppe_lora.corpus.teachers.llm.raw_log import Shard
-from ppe_lora.corpus.teachers.llm.teacher import Asked, Plan
+from ppe_lora.corpus.teachers.llm.teacher import Asked
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import GenerateSource, Recipe
 from ppe_lora.recipe.teachers import ScriptedTeacher
@@ -45,6 +48,38 @@ def plan_asking(recipe: Recipe, folder: Path, shard: Shard | None = None, *, ski
         return None
     teacher, asks = _llm_teacher(recipe, folder, skip_corrupt)
     return teacher.plan(asks, shard)
+
+
+def plan_reading(recipe: Recipe, folder: Path, *, skip_corrupt: bool = False) -> Plan | None:
+    """What reading the texts back would take beyond the raw readings there are; None where nobody reads them.
+
+    Texts that are there count where the filters keep them. In place of each one that is still to be written stands a
+    long example of its style, as if the filters dropped none. Arguments as for `plan_asking`.
+
+    Raises:
+        DataError: A raw file is corrupt.
+    """
+    source, reader = recipe.data.source, make_reader(recipe, folder, skip_corrupt=skip_corrupt)
+    if reader is None or not isinstance(source, GenerateSource):
+        return None
+    asks = make_asks(recipe.task, source, recipe.seed)
+    teacher = make_teacher(source.teacher, recipe.task, recipe.seed, raw_dir(folder), skip_corrupt=skip_corrupt)
+    plain = [ask for ask, _ in asks]
+    phrased = teacher.phrased(plain) if isinstance(teacher, LlmTeacher) else teacher.phrase(plain)
+    known = [(ask, said) for ask, said in zip(asks, phrased, strict=True) if said]
+    rows, _ = generated_rows([ask for ask, _ in known], [said for _, said in known], teacher.name)
+    kept = filter_rows(rows, recipe.task, recipe.data.filters).kept
+    unwritten = [
+        (ask, Phrased(f"{_long_example(ask[0])} {ask[0].number}", ()))  # the number makes it a question of its own
+        for ask, said in zip(asks, phrased, strict=True)
+        if said is None
+    ]
+    stand_ins, _ = generated_rows([ask for ask, _ in unwritten], [said for _, said in unwritten], teacher.name)
+    return reader.plan(kept + stand_ins)
+
+
+def _long_example(ask: Ask) -> str:
+    return max((example.request for example in load_prompt(ask.language).examples[ask.style]), key=len)
 
 
 def ask_shard(recipe: Recipe, folder: Path, shard: Shard, *, skip_corrupt: bool = False) -> Asked:

@@ -120,6 +120,13 @@ def _evidence_in(rejection: Rejection) -> tuple[str, str, str] | None:
     return before, request[start:end], after
 
 
+def _noise_floor(relabel: Mapping[str, Any] | None) -> str | None:
+    if relabel is None:
+        return None
+    unread = f", {relabel['unread']:,} unread" if relabel["unread"] else ""
+    return f"mse_norm {relabel['mse_norm']:.4f}: {relabel['model']} reads the kept texts back{unread}"
+
+
 def _made(recipe: Recipe, data: DataSet) -> dict[str, str]:
     manifest = data.manifest
     inputs = manifest.get("inputs", {})
@@ -129,6 +136,7 @@ def _made(recipe: Recipe, data: DataSet) -> dict[str, str]:
         "dataset_version": manifest.get("dataset_version"),
         "source": recipe.data.source.kind,
         "teacher": f"{teacher['name']} {teacher['version']}" if teacher else None,
+        "noise floor": _noise_floor(manifest.get("relabel")),
         "seed": inputs.get("seed"),
         "left out": ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or None,
         "split": ", ".join(f"{name} {value}" for name, value in recipe.data.split if value not in ({}, None)),

@@ -11,10 +11,11 @@ import pytest
 from ppe_lora.corpus.asks import make_asks
 from ppe_lora.corpus.planning import parse_shard
 from ppe_lora.corpus.teachers import Ask, LlmTeacher
-from ppe_lora.corpus.teachers.llm import openai_compatible, teacher
+from ppe_lora.corpus.teachers.llm import fetch, openai_compatible
 from ppe_lora.corpus.teachers.llm.asking import Settings
 from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply, Unavailable
 from ppe_lora.corpus.teachers.llm.meter import Meter
+from ppe_lora.corpus.teachers.llm.prompt import Prompter, read_request
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog, Shard
 from ppe_lora.corpus.teachers.llm.servers import AskingFailed
 from ppe_lora.errors import DataError
@@ -57,7 +58,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Writer]], None
 
     def put(writers: dict[str, Writer]) -> None:
         monkeypatch.setattr(openai_compatible, "OpenAICompatibleEndpoint", lambda url, **_: writers[url])
-        monkeypatch.setattr(teacher, "Settings", functools.partial(Settings, attempts=2, backoff_s=0.001))
+        monkeypatch.setattr(fetch, "Settings", functools.partial(Settings, attempts=2, backoff_s=0.001))
 
     return put
 
@@ -105,7 +106,7 @@ def test_a_question_refused_for_good_does_not_stop_the_others(tmp_path: Path, se
 
 
 def seed_of(ask: Ask) -> int:
-    return teacher.Prompter(TASK, 0).brief(ask).seed
+    return Prompter(TASK, 0).brief(ask).seed
 
 
 def test_a_question_without_an_answer_is_no_rejected_row(tmp_path: Path, serve: Any) -> None:
@@ -180,7 +181,9 @@ def test_the_progress_bar_tells_unusable_answers(tmp_path: Path) -> None:
     shown: list[tuple[int, str]] = []
     with RawLog(tmp_path) as log:
         log.write([Reply("a", "no", "stop", 1, 1)], "fake")
-        show = teacher._shown_by(lambda count=1, note="": shown.append((count, note)), log, known=1)
+        show = fetch._shown_by(
+            lambda count=1, note="": shown.append((count, note)), log, 1, lambda text: read_request(text) is not None
+        )
         meter = Meter(
             total=4, done=1, failed=0, retries=0, throttles=0, requests=1, tokens=2, cost=0.5, answers_per_s=2.0,
             left_s=None,

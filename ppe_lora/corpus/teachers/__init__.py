@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from ppe_lora.corpus.teachers.base import Ask, Phrased, Teacher
+from ppe_lora.corpus.teachers.llm.reader import Reader
 from ppe_lora.corpus.teachers.llm.teacher import LlmTeacher
 from ppe_lora.corpus.teachers.scripted import ScriptedTeacher
 from ppe_lora.recipe.teachers import ScriptedTeacher as ScriptedSettings
 from ppe_lora.recipe.teachers import Teacher as Settings
 from ppe_lora.tasks.scores import ScoresTask
 
-__all__ = ["Ask", "LlmTeacher", "Phrased", "Teacher", "make_teacher"]
+__all__ = ["Ask", "LlmTeacher", "Phrased", "Reader", "Teacher", "make_teacher"]
 
 
 def make_teacher(

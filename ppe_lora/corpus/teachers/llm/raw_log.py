@@ -48,24 +48,25 @@ class _Line(BaseModel):
         return Reply(self.key, self.text, self.finish_reason, self.prompt_tokens, self.completion_tokens)
 
 
-def read_replies(folder: Path, *, skip_corrupt: bool = False) -> dict[str, Reply]:
+def read_replies(folder: Path, stem: str = "answers", *, skip_corrupt: bool = False) -> dict[str, Reply]:
     """All replies in the raw logs of a folder, by the question's key, whichever process wrote them.
 
     Where two files answer the same question, the first file in the order of names counts. A last line without its
     end is the trace of a kill, or of a process that is writing now: it is left out.
 
     Args:
-        folder: Holds `answers*.jsonl`. None is no error.
+        folder: Holds the files. None is no error.
+        stem: How their names begin.
         skip_corrupt: Leave corrupt lines out, with a word, instead of refusing the file.
 
     Raises:
         DataError: A whole line is not a reply: `file:line` and what to do.
     """
-    return _merge(_read_folder(folder, skip_corrupt))
+    return _merge(_read_folder(folder, stem, skip_corrupt))
 
 
-def _read_folder(folder: Path, skip_corrupt: bool) -> dict[Path, list[Reply]]:
-    return {path: _read_file(path, skip_corrupt) for path in sorted(folder.glob("answers*.jsonl"))}
+def _read_folder(folder: Path, stem: str, skip_corrupt: bool) -> dict[Path, list[Reply]]:
+    return {path: _read_file(path, skip_corrupt) for path in sorted(folder.glob(f"{stem}*.jsonl"))}
 
 
 def _merge(by_file: Mapping[Path, Sequence[Reply]]) -> dict[str, Reply]:
@@ -102,6 +103,7 @@ class RawLog:
     Args:
         folder: Where the logs of one data set lie; made if missing.
         shard: Writes `answers-1of4.jsonl` rather than `answers.jsonl`.
+        stem: How its files are called. What is asked for another purpose, with a budget of its own, has another one.
         skip_corrupt: As in `read_replies`.
 
     Raises:
@@ -109,16 +111,18 @@ class RawLog:
         RunError: Another process appends to the same file.
     """
 
-    def __init__(self, folder: Path, shard: Shard | None = None, *, skip_corrupt: bool = False) -> None:
+    def __init__(
+        self, folder: Path, shard: Shard | None = None, *, stem: str = "answers", skip_corrupt: bool = False
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.shard = folder, shard
-        self.path = folder / (f"answers-{shard.number}of{shard.of}.jsonl" if shard else "answers.jsonl")
+        self.path = folder / (f"{stem}-{shard.number}of{shard.of}.jsonl" if shard else f"{stem}.jsonl")
         self._file = self.path.open("ab", buffering=0)
         self._lock()
         _sync_folder(folder)
         _cut_torn_line(self.path)
         try:
-            by_file = _read_folder(folder, skip_corrupt)
+            by_file = _read_folder(folder, stem, skip_corrupt)
         except DataError:
             self.close()
             raise

@@ -38,7 +38,7 @@ SHARE = 0.1
 THROTTLES = {3000: Status(429, {"retry-after": "1", "x-ratelimit-remaining": "0"}), 7000: Status(429)}
 """Few: the client takes each for the news that its rate is too high."""
 SLOWED_S = 40.0
-"""After a 429 the client is slower on purpose: a pause of a second, then up to 36 s until it is back at the full rate."""
+"""After a 429 the client is slower on purpose: a pause of a second, then 36 s until it is back at the full rate."""
 _fault: ContextVar[Fault | None] = ContextVar("fault")
 
 
@@ -138,8 +138,8 @@ def test_ten_thousand_answers_at_the_allowed_rate(tmp_path: Path, monkeypatch: p
         seen = Seen(*pipe.recv())
     most, (in_all, outside) = most_in_a_window(seen.arrivals, 60.0), share_used(seen)
     print(
-        f"\n{len(seen.arrivals):,} requests in {took_s:.0f} s ({used_s:.0f} s of processor): {outside:.1%} of the limit "
-        f"used, {in_all:.1%} with the time after two 429s; at most {most:,} of {PER_MINUTE:,} in any 60 s; "
+        f"\n{len(seen.arrivals):,} requests in {took_s:.0f} s ({used_s:.0f} s of processor): {outside:.1%} of the "
+        f"limit used, {in_all:.1%} with the time after two 429s; at most {most:,} of {PER_MINUTE:,} in any 60 s; "
         f"faults: {dict(seen.faults)}"
     )
     assert answers.failed == {}

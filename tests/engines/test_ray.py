@@ -79,7 +79,6 @@ def test_the_engines_words_for_a_question_and_its_answer() -> None:
         " response_format=dict(type='json_schema', json_schema=dict(name='a', schema=dict(type='object'))));"
         "row = dict(custom_id='k', body=json.dumps(body));"
         "row |= dict(generated_text='t', num_generated_tokens=9, num_input_tokens=4);"
-        "r.engine_processor('m', 2, 8);"
         "print(json.dumps([r.engine_input(row), json.loads(r.engine_output(row)['line'])]))"
     )
     done = subprocess.run([PYTHON, "-c", script], cwd=ROOT / "examples", capture_output=True, text=True, timeout=120)

@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
+RAY := .venv-ray
+RAY_READY := $(RAY)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test test-slow test-vllm lint format constraints clean
+.PHONY: help setup demo demo-full test test-slow test-vllm test-ray lint format constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +34,7 @@ demo-full: $(READY) ## The same with more data and epochs: about an hour (estima
 	$(BIN)/ppe-lora run recipes/demo_full.yaml
 
 test: $(READY) ## Every test that takes seconds
-	$(BIN)/python -m pytest -m "not slow and not vllm"
+	$(BIN)/python -m pytest -m "not slow and not vllm and not ray"
 
 test-slow: $(READY) ## The tests that take minutes: kills, resumes, several processes
 	$(BIN)/python -m pytest -m slow
@@ -47,6 +49,15 @@ $(VLLM_READY): tests/engines/vllm-requirements.txt
 
 test-vllm: $(READY) $(VLLM_READY) ## A real vLLM server on the processor, killed and restarted: some minutes
 	$(BIN)/python -m pytest -s -m vllm tests/engines
+
+$(RAY_READY): tests/engines/ray-requirements.txt
+	@echo "Installing Ray into $(RAY)"
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+test-ray: $(READY) $(RAY_READY) ## A local Ray answers a batch file: about a minute
+	$(BIN)/python -m pytest -m ray tests/engines
 
 lint: $(READY) ## ruff, mypy, import contracts, Dockerfile
 	$(BIN)/ruff check .
@@ -65,4 +76,4 @@ constraints: $(READY) ## Write the installed versions to constraints.txt, withou
 	@mv constraints.new constraints.txt && touch $(READY)
 
 clean: ## Remove the environment and caches; data/ and checkpoints/ stay
-	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(RAY) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

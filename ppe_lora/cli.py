@@ -65,6 +65,32 @@ def data_build(
         pipeline.build_data(loaded, skip_corrupt=skip_corrupt)
 
 
+@data_app.command("questions")
+def data_questions(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder for requests-000.jsonl, ...")] = Path("questions"),
+) -> None:
+    """Write what is still to ask as batch files for `vllm run-batch`, Ray or any engine of the OpenAI batch format."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.write_questions(load_recipe(recipe, overrides or ()), out)
+
+
+@data_app.command("answers")
+def data_answers(
+    recipe: RecipePath,
+    results: Annotated[list[Path], typer.Option("--results", help="File of results; may be given several times.")],
+    overrides: Overrides = None,
+) -> None:
+    """Keep such an engine's results as raw answers; `data build` then asks only what they lack."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.read_answers(load_recipe(recipe, overrides or ()), results)
+
+
 @data_app.command("stats")
 def data_stats(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Describe the rows: stats.json, and a page to look at (data_report.html)."""

@@ -149,6 +149,29 @@ def _planned(plan: "Plan") -> str:
     )
 
 
+def write_questions(recipe: Recipe, out: Path) -> None:
+    """Write what is still to be asked as batch files for another engine (see `planning.write_questions`)."""
+    from ppe_lora.corpus.planning import write_questions as write
+
+    files = write(recipe, data_dir(recipe), out)
+    if not files:
+        console.print(f"{data_dir(recipe)}: every question has a raw answer; build the data set")
+    for path, model, count in files:
+        console.print(f"{path}: {count:,} questions to {model}")
+
+
+def read_answers(recipe: Recipe, results: list[Path]) -> None:
+    """Keep another engine's answers as raw replies (see `planning.read_answers`)."""
+    from ppe_lora.corpus.build import raw_dir
+    from ppe_lora.corpus.planning import read_answers as read
+
+    answers = read(recipe, data_dir(recipe), results)
+    console.print(f"{raw_dir(data_dir(recipe))}: {len(answers.replies):,} new answers")
+    if answers.unanswered:
+        reason = next(iter(answers.unanswered.values()))
+        console.print(f"  {len(answers.unanswered):,} questions have none (the first: {reason})", markup=False)
+
+
 def _duration(seconds: float) -> str:
     return (
         f"{seconds:.0f} s"

@@ -1,13 +1,18 @@
 """Endpoints and an event loop for tests of the teacher client: no server, no waiting."""
 
 import asyncio
+import json
 import random
+import re
 import selectors
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
+from ppe_lora.corpus.teachers import Ask
 from ppe_lora.corpus.teachers.llm.exchange import Question, Reply, Unavailable
+from ppe_lora.corpus.teachers.scripted import ScriptedTeacher
+from ppe_lora.tasks.scores import ScoresTask
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 20, 10
 
@@ -138,3 +143,18 @@ def most_in_a_window(times: Iterable[float], window_s: float) -> int:
             first += 1
         most = max(most, last - first + 1)
     return most
+
+
+_SCRIPTED = ScriptedTeacher(ScoresTask(), 5.0, 0)
+
+
+def write_request(body: Mapping[str, Any]) -> str:
+    """What a model would answer: a request that depends on the question only, and now and then something else."""
+    said, seed = body["messages"][-1]["content"], body.get("seed", body.get("random_seed"))
+    if seed % 25 == 0:
+        return "I'm sorry, I can't do that."
+    if seed % 25 == 1:
+        return json.dumps({"request": "energy please, lots of it"})
+    target = {key: float(value) for key, value in re.findall(r"- (\w+)(?:: |：)(\d+)", said)}
+    ask = Ask(seed, target, "en" if said.startswith("Scores") else "ja", "long", None)
+    return json.dumps({"request": _SCRIPTED.phrase([ask])[0].text}, ensure_ascii=False)

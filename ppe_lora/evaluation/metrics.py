@@ -184,6 +184,17 @@ def collapse_warnings(predicted_NK: Matrix, target_NK: Matrix, task: ScoresTask)
     return warnings
 
 
+def renamed(name: str, read_out: str) -> str:
+    """An error metric's name for another read-out than greedy.
+
+    Example:
+        >>> renamed("mse_norm/energy", "posterior_mean")
+        'mse_norm_posterior_mean/energy'
+    """
+    metric, slash, key = name.partition("/")
+    return f"{metric}_{read_out}{slash}{key}"
+
+
 def _errors(predicted_NK: Matrix, target_NK: Matrix) -> Matrix:
     if predicted_NK.shape != target_NK.shape:
         raise MetricError(f"metrics: expected equal shapes; got {predicted_NK.shape} and {target_NK.shape}")

@@ -1,6 +1,7 @@
 """The export stage of a run: merge the selected adapter, reload it without our code, compare, describe."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,9 @@ def _prove(
         "export": verdict,
         "packages": run["packages"],
     }
+    calibration = run_dir / "calibration.json"
+    if calibration.is_file():
+        shutil.copy(calibration, folder / calibration.name)
     write_model_card(folder, recipe, facts, metrics)
     return {"verdict": verdict, "identical": identical, "verified_rows": count, "adapter": adapter, "merged": merged}
 

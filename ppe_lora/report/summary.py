@@ -17,6 +17,7 @@ _SHOWN = (
     "crps",
     "nll",
     "coverage@80",
+    "coverage_calibrated@80",
     "json_valid_rate",
     "schema_valid_rate",
     "latency_ms_p50",
@@ -71,6 +72,7 @@ def _test_table(recipe: Recipe, metrics: dict[str, float]) -> list[str]:
         f"| ridge regression on character n-grams, same training rows | {_number(metrics.get('ridge_mse_norm'))} |",
         f"| this model, greedy text | {_number(metrics.get('mse_norm'))} |",
         f"| this model, posterior mean | {_number(metrics.get(metric_of('posterior_mean')))} |",
+        f"| this model, posterior mean, corrected on validation rows | {_number(metrics.get('mse_norm_calibrated'))} |",
     ]
     lines += ["", "| metric | value |", "| --- | --- |"]
     lines += [f"| {name} | {_number(metrics[name])} |" for name in _SHOWN if name in metrics]

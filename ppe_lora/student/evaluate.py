@@ -18,6 +18,7 @@ from ppe_lora.evaluation.metrics import (
     collapse_warnings,
     error_metrics,
     latency_metrics,
+    renamed,
     score,
 )
 from ppe_lora.recipe.schema import Evaluate
@@ -139,10 +140,7 @@ def posterior_metrics(
     leaf_S = torch.argmin((values_V[None] - target_S[:, None]).abs(), dim=1)
     rounded = [task.round(float(value)) for value in mean(log_p_SV, values_V)]
     errors = error_metrics(np.array(rounded, dtype=np.float64).reshape(target_NK.shape), target_NK, task)
-    named = {}
-    for name, value in errors.items():
-        metric, slash, key = name.partition("/")
-        named[f"{metric}_posterior_mean{slash}{key}"] = value
+    named = {renamed(name, "posterior_mean"): value for name, value in errors.items()}
     low_S, high_S = (quantile(log_p_SV, values_V, share) for share in (0.1, 0.9))
     return {
         **named,

@@ -2,15 +2,20 @@
 
 import csv
 import io
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest, write_text
+import numpy as np
+
+from ppe_lora.artifacts import hash_file, is_current, read_json, write_json, write_manifest, write_text
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.baselines import ridge_mse_norm
-from ppe_lora.evaluation.metrics import METRIC_VERSION
+from ppe_lora.evaluation.calibration import LEAST_ROWS, fit_calibration
+from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix, error_metrics, renamed
 from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.base import resolve_base
@@ -20,6 +25,7 @@ from ppe_lora.student.load import load_adapter, load_base
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
+from ppe_lora.tasks.scores import ScoresTask
 
 WORST_CASES = 50
 
@@ -60,7 +66,8 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
         texts = [[row.request for row in some] for some in (train_rows, split.rows)]
         target_NK = targets_matrix(split.rows, recipe.task)
         ridge = ridge_mse_norm(texts[0], train_NK, texts[1], target_NK, recipe.task)
-        result = result._replace(metrics=result.metrics | {"ridge_mse_norm": ridge})
+        corrected = _calibrate(run_dir, result.predictions, recipe.task) if trie is not None else {}
+        result = result._replace(metrics=result.metrics | {"ridge_mse_norm": ridge} | corrected)
         write_evaluation(folder, result)
         write_text(run_dir / "worst_cases.csv", _worst_cases(result, recipe))
         write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device))
@@ -70,6 +77,32 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
             f"train mean {result.metrics['train_mean_mse_norm']:.4f}"
         )
     state.wait_for_everyone()
+
+
+def _calibrate(run_dir: Path, predictions: Sequence[dict[str, Any]], task: ScoresTask) -> dict[str, float]:
+    """Fit the correction and the intervals on the selected epoch's validation rows, write `calibration.json`, and
+    return what they give on the test rows: the error metrics (`..._calibrated`) and `coverage_calibrated@80`."""
+    epoch = read_json(run_dir / "manifest.json")["selected_epoch"]
+    path = run_dir / "epochs" / f"{epoch:03d}" / "eval_predictions.jsonl"
+    valid = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if len(valid) < LEAST_ROWS:
+        return {}
+    found = fit_calibration(*_posterior_matrices(valid, task), task)
+    write_json(run_dir / "calibration.json", found.as_json(task))
+    mean_NK, sd_NK, target_NK = _posterior_matrices(predictions, task)
+    rounded_NK = np.vectorize(task.round, otypes=[float])(found.correct(mean_NK, task))
+    low_NK, high_NK = found.interval(mean_NK, sd_NK, task)
+    errors = error_metrics(rounded_NK, target_NK, task)
+    named = {renamed(name, "calibrated"): value for name, value in errors.items()}
+    return named | {"coverage_calibrated@80": float(((low_NK <= target_NK) & (target_NK <= high_NK)).mean())}
+
+
+def _posterior_matrices(predictions: Sequence[dict[str, Any]], task: ScoresTask) -> tuple[Matrix, Matrix, Matrix]:
+    names = ("posterior_mean", "posterior_sd", "target")
+    mean_NK, sd_NK, target_NK = (
+        np.array([[row[name][key] for key in task.keys] for row in predictions], dtype=float) for name in names
+    )
+    return mean_NK, sd_NK, target_NK
 
 
 def _worst_cases(result: Evaluation, recipe: Recipe) -> str:

@@ -18,11 +18,9 @@ import pytest
 from ppe_lora import cli
 from ppe_lora.artifacts import read_json
 from ppe_lora.corpus.rows import SPLITS, split_path
-from ppe_lora.corpus.teachers import Ask
 from ppe_lora.corpus.teachers.llm.mistral import MistralEndpoint
 from ppe_lora.corpus.teachers.llm.mistral_batch import MistralBatch
-from ppe_lora.corpus.teachers.scripted import ScriptedTeacher
-from ppe_lora.tasks.scores import ScoresTask
+from tests.teacher_fakes import write_request
 from tests.teacher_servers import (
     CHAT,
     KEY,
@@ -38,7 +36,6 @@ from tests.teacher_servers import (
 
 REPOSITORY = Path(__file__).parents[2]
 ROWS = 200
-SCRIPTED = ScriptedTeacher(ScoresTask(), 5.0, 0)
 RECIPE = """\
 data:
   name: d
@@ -49,18 +46,6 @@ data:
   split: {{valid: 0.2, test: 0.2}}
 student: {{model: none}}
 """
-
-
-def write_request(body: Mapping[str, Any]) -> str:
-    """What a model would answer: a request that depends on the question only, and now and then something else."""
-    said, seed = body["messages"][-1]["content"], body.get("seed", body.get("random_seed"))
-    if seed % 25 == 0:
-        return "I'm sorry, I can't do that."
-    if seed % 25 == 1:
-        return json.dumps({"request": "energy please, lots of it"})
-    target = {key: float(value) for key, value in re.findall(r"- (\w+)(?:: |：)(\d+)", said)}
-    ask = Ask(seed, target, "en" if said.startswith("Scores") else "ja", "long", None)
-    return json.dumps({"request": SCRIPTED.phrase([ask])[0].text}, ensure_ascii=False)
 
 
 def write_slowly(body: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from ppe_lora.corpus.teachers.llm.asking import Settings
 from ppe_lora.corpus.teachers.llm.client import Answers, Client
-from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Throttled, Unavailable
+from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply, Throttled, Unavailable
 from ppe_lora.corpus.teachers.llm.limits import RateLimit
 from ppe_lora.corpus.teachers.llm.meter import Meter
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog, Shard, read_replies
@@ -293,15 +293,28 @@ def test_bad_servers_are_named(tmp_path: Path) -> None:
         ask(tmp_path, questions(1), Server(FakeEndpoint(), limit=RateLimit(requests_per_minute=0)))
 
 
-def in_real_time(folder: Path, endpoint: FakeEndpoint, grace_s: float, signals_at: list[float]) -> str:
+class SignalledEndpoint(FakeEndpoint):
+    """Sends this process SIGTERM, so many seconds after the first question: not before the client listens for it."""
+
+    def __init__(self, latency_s: float, signals_after: list[float]) -> None:
+        super().__init__(latency_s=latency_s)
+        self.timers = [threading.Timer(after, os.kill, (os.getpid(), signal.SIGTERM)) for after in signals_after]
+
+    async def ask(self, question: Question) -> Reply:
+        while self.timers:
+            self.timers.pop().start()
+        return await super().ask(question)
+
+
+def in_real_time(folder: Path, endpoint: SignalledEndpoint, grace_s: float) -> str:
     """A run in this process that gets SIGTERM; the message of `Interrupted`."""
-    timers = [threading.Timer(after, os.kill, (os.getpid(), signal.SIGTERM)) for after in signals_at]
     before = signal.getsignal(signal.SIGTERM)
-    with RawLog(folder) as log, Client([Server(endpoint)], log, settings=Settings(grace_s=grace_s)) as client:
-        for timer in timers:
-            timer.start()
-        with pytest.raises(Interrupted) as error:
-            client.ask_all(questions(10_000))
+    with (
+        RawLog(folder) as log,
+        Client([Server(endpoint)], log, settings=Settings(grace_s=grace_s)) as client,
+        pytest.raises(Interrupted) as error,
+    ):
+        client.ask_all(questions(10_000))
     assert signal.getsignal(signal.SIGTERM) is before
     assert endpoint.closed
     return str(error.value)
@@ -309,8 +322,8 @@ def in_real_time(folder: Path, endpoint: FakeEndpoint, grace_s: float, signals_a
 
 def test_a_signal_keeps_what_is_in_flight_and_says_how_to_resume(tmp_path: Path) -> None:
     """Requests in flight are paid for: dropping them pays for nothing."""
-    endpoint = FakeEndpoint(latency_s=0.3)
-    message = in_real_time(tmp_path, endpoint, 5.0, [0.4])
+    endpoint = SignalledEndpoint(0.3, [0.4])
+    message = in_real_time(tmp_path, endpoint, 5.0)
     kept = read_replies(tmp_path)
     assert set(kept) == set(endpoint.asked)
     assert message == (
@@ -321,8 +334,8 @@ def test_a_signal_keeps_what_is_in_flight_and_says_how_to_resume(tmp_path: Path)
 
 def test_the_grace_is_short_and_a_second_signal_ends_it(tmp_path: Path) -> None:
     """A hanging server must not keep a job from ending before the machine is taken away."""
-    assert "with 0 of 10,000" in in_real_time(tmp_path / "a", FakeEndpoint(latency_s=60.0), 0.2, [0.2])
-    assert "with 0 of 10,000" in in_real_time(tmp_path / "b", FakeEndpoint(latency_s=60.0), 60.0, [0.2, 0.5])
+    assert "with 0 of 10,000" in in_real_time(tmp_path / "a", SignalledEndpoint(60.0, [0.2]), 0.2)
+    assert "with 0 of 10,000" in in_real_time(tmp_path / "b", SignalledEndpoint(60.0, [0.2, 0.5]), 60.0)
 
 
 def test_a_full_disk_stops_the_run_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ class BatchFile(NamedTuple):
 
     path: Path
     model: str
+    requests: int
 
 
 class BatchAnswers(NamedTuple):
@@ -64,7 +65,7 @@ def write_batch_files(
         for part in _split(lines, max_requests, max_bytes):
             path = folder / f"requests-{number + len(files):03d}.jsonl"
             write_text(path, "".join(part))
-            files.append(BatchFile(path, model))
+            files.append(BatchFile(path, model, len(part)))
     return files
 
 

@@ -107,7 +107,7 @@ class MistralBatch:
         in_flight = {key for job in jobs if job.status is None for key in self._keys(job)}
         to_ask = self._answers(jobs, questions).unanswered.keys() - in_flight
         files = write_batch_files((one for one in questions if one.key in to_ask), self._folder, "mistral")
-        jobs += [_Job(requests=path.name, model=model, tag=uuid.uuid4().hex) for path, model in files]
+        jobs += [_Job(requests=path.name, model=model, tag=uuid.uuid4().hex) for path, model, _ in files]
         self._write(jobs)  # before any of them exists at Mistral: its tag finds what a killed process left behind
         running = [index for index, job in enumerate(jobs) if job.status is None]
         await self._start_all(jobs)

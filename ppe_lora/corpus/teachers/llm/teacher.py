@@ -57,9 +57,13 @@ class LlmTeacher:
             refused = self._fetch([prompt.question for prompt in prompts], log)
             return [self._phrased(prompt, log.replies, refused) for prompt in prompts]
 
+    def questions(self, asks: Sequence[Ask]) -> list[Question]:
+        """What `phrase` asks, one question per ask, in the same order."""
+        return [self._prompt(ask).question for ask in asks]
+
     def ask_shard(self, asks: Sequence[Ask], shard: Shard) -> Asked:
         """Ask one shard's part of the questions into a raw file of its own. Raises as `phrase` does."""
-        questions = [self._prompt(ask).question for ask in asks]
+        questions = self.questions(asks)
         with RawLog(self._folder, shard, skip_corrupt=self._skip_corrupt) as log:
             self._fetch(questions, log)
             keys = {question.key for question in questions}
@@ -73,7 +77,7 @@ class LlmTeacher:
 
     def plan(self, asks: Sequence[Ask], shard: Shard | None = None) -> Plan:
         """What asking would take, beyond the replies that are already there. Asks nothing."""
-        questions = [self._prompt(ask).question for ask in asks]
+        questions = self.questions(asks)
         if shard:
             questions = [question for question in questions if shard.takes(question.key)]
         answered = read_replies(self._folder, skip_corrupt=self._skip_corrupt)

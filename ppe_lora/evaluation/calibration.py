@@ -1,0 +1,138 @@
+"""After training: a linear correction of the posterior means and intervals that cover, both from validation rows.
+
+N rows, K keys. The correction is chosen by cross-validation from three, and none is the default:
+
+    none     the posterior mean as it is
+    affine   per score, a + b * mean
+    joint    per score, ridge regression on the means of all scores
+
+The interval of a score is mean +- width * standard deviation of its distribution (of the uncorrected one), with the
+width that covered the wanted share of validation targets: split-conformal prediction with scaled residuals.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ppe_lora.evaluation.metrics import Matrix
+from ppe_lora.tasks.scores import ScoresTask
+
+COVERAGE = 0.8
+_FOLDS = 5
+LEAST_ROWS = 20
+"""Validation rows from which a correction is fitted."""
+_JOINT_ALPHA = 10.0
+_LEAST_SD = 0.005
+"""Smallest standard deviation that is believed, as a share of the range."""
+
+Kind = Literal["none", "affine", "joint"]
+
+
+class Calibration(NamedTuple):
+    """A fitted correction and interval width."""
+
+    kind: Kind
+    weight_KK: Matrix
+    """Corrected score by mean: diagonal unless joint."""
+    offset_K: Matrix
+    width: float
+    """Standard deviations to either side that cover `COVERAGE` of validation targets."""
+    rows: int
+    """Validation rows it was fitted on."""
+    cv_mse_norm: dict[str, float]
+    """Cross-validated mse_norm of each correction."""
+
+    def correct(self, mean_NK: Matrix, task: ScoresTask) -> Matrix:
+        """Corrected means, within the range, not rounded."""
+        return np.clip(mean_NK @ self.weight_KK.T + self.offset_K, task.low, task.high)
+
+    def interval(self, mean_NK: Matrix, sd_NK: Matrix, task: ScoresTask) -> tuple[Matrix, Matrix]:
+        """Lower and upper ends of the intervals, within the range."""
+        half_NK = self.width * np.maximum(sd_NK, _LEAST_SD * task.span)
+        center_NK = self.correct(mean_NK, task)
+        return np.clip(center_NK - half_NK, task.low, task.high), np.clip(center_NK + half_NK, task.low, task.high)
+
+    def as_json(self, task: ScoresTask) -> dict[str, Any]:
+        """What travels with the model."""
+        return {
+            "kind": self.kind,
+            "keys": list(task.keys),
+            "weight": self.weight_KK.tolist(),
+            "offset": self.offset_K.tolist(),
+            "width": self.width,
+            "coverage": COVERAGE,
+            "rows": self.rows,
+            "cv_mse_norm": self.cv_mse_norm,
+        }
+
+
+def fit_calibration(mean_NK: Matrix, sd_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> Calibration:
+    """Fit on validation rows.
+
+    A correction is kept only if its cross-validated squared error is below that of none by more than the standard
+    error of their difference over rows.
+
+    Args:
+        mean_NK: Posterior means, in task units.
+        sd_NK: Their standard deviations.
+        target_NK: The targets.
+        task: Gives the range.
+
+    Raises:
+        ValueError: Fewer than `LEAST_ROWS` rows.
+    """
+    if len(mean_NK) < LEAST_ROWS:
+        raise ValueError(f"calibration: expected at least {LEAST_ROWS} validation rows; got {len(mean_NK)}")
+    fits: dict[Kind, Callable[[Matrix, Matrix], tuple[Matrix, Matrix]]] = {
+        "none": _identity,
+        "affine": _affine,
+        "joint": _joint,
+    }
+    held_out = {kind: _out_of_fold(fit, mean_NK, target_NK, task) for kind, fit in fits.items()}
+    error_N = {kind: (((read - target_NK) / task.span) ** 2).mean(axis=1) for kind, read in held_out.items()}
+    kind: Kind = "none"
+    for other in ("affine", "joint"):
+        gain_N = error_N["none"] - error_N[other]
+        sure = gain_N.mean() > gain_N.std(ddof=1) / np.sqrt(len(gain_N))
+        if sure and error_N[other].mean() < error_N[kind].mean():
+            kind = other
+    weight_KK, offset_K = fits[kind](mean_NK, target_NK)
+    residual_NK = np.abs(held_out[kind] - target_NK) / np.maximum(sd_NK, _LEAST_SD * task.span)
+    level = min(1.0, np.ceil((residual_NK.size + 1) * COVERAGE) / residual_NK.size)
+    width = float(np.quantile(residual_NK, level, method="higher"))
+    cv = {str(name): float(error.mean()) for name, error in error_N.items()}
+    return Calibration(kind, weight_KK, offset_K, width, len(mean_NK), cv)
+
+
+def _out_of_fold(
+    fit: Callable[[Matrix, Matrix], tuple[Matrix, Matrix]], mean_NK: Matrix, target_NK: Matrix, task: ScoresTask
+) -> Matrix:
+    fold_N = np.random.default_rng(0).permutation(len(mean_NK)) % _FOLDS
+    read_NK = np.empty_like(mean_NK)
+    for fold in range(_FOLDS):
+        weight_KK, offset_K = fit(mean_NK[fold_N != fold], target_NK[fold_N != fold])
+        read_NK[fold_N == fold] = mean_NK[fold_N == fold] @ weight_KK.T + offset_K
+    return np.clip(read_NK, task.low, task.high)
+
+
+def _identity(mean_NK: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
+    keys = mean_NK.shape[1]
+    return np.eye(keys), np.zeros(keys)
+
+
+def _affine(mean_NK: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
+    center_K, target_K = mean_NK.mean(axis=0), target_NK.mean(axis=0)
+    spread_K = ((mean_NK - center_K) ** 2).sum(axis=0)
+    shared_K = ((mean_NK - center_K) * (target_NK - target_K)).sum(axis=0)
+    slope_K = np.divide(shared_K, spread_K, out=np.zeros_like(spread_K), where=spread_K > 0)
+    return np.diag(slope_K), target_K - slope_K * center_K
+
+
+def _joint(mean_NK: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
+    from sklearn.linear_model import Ridge  # slow to import
+
+    spread = float(mean_NK.std()) or 1.0
+    ridge = Ridge(alpha=_JOINT_ALPHA).fit(mean_NK / spread, target_NK)
+    keys = target_NK.shape[1]
+    return np.asarray(ridge.coef_).reshape(keys, -1) / spread, np.asarray(ridge.intercept_).reshape(keys)

@@ -1,0 +1,52 @@
+"""The correction after training, on simulated predictions whose fault is known."""
+
+import numpy as np
+import pytest
+
+from ppe_lora.evaluation.calibration import fit_calibration
+from ppe_lora.tasks.scores import ScoresTask
+
+TASK = ScoresTask(keys=("a", "b", "c"))
+
+
+def simulate(rows: int, slope: float, offset: float, noise: float, seed: int):
+    """True posterior means with targets `noise` around them, reported with a slope and an offset; and that noise."""
+    rng = np.random.default_rng(seed)
+    truth = rng.uniform(10, 90, (rows, 3))
+    target = truth + rng.normal(0, noise, truth.shape)
+    return slope * truth + offset, np.full_like(truth, noise), target
+
+
+def test_a_shrunken_prediction_is_stretched_back():
+    """Half the slope and an offset: the correction must find both, and help on new rows."""
+    found = fit_calibration(*simulate(200, 0.5, 20, 4, seed=1), TASK)
+    assert found.kind in ("affine", "joint")
+    mean, _, target = simulate(500, 0.5, 20, 4, seed=2)
+    before, after = ((values - target) ** 2 for values in (mean, found.correct(mean, TASK)))
+    assert after.mean() < 0.7 * before.mean()
+
+
+def test_what_needs_no_correction_gets_none():
+    """Unbiased means: any fit on 60 rows is noise, and keeping it would hurt."""
+    kinds = [fit_calibration(*simulate(60, 1.0, 0, 8, seed=seed), TASK).kind for seed in range(20)]
+    assert kinds.count("none") >= 16
+
+
+def test_intervals_cover_their_share_of_new_rows():
+    """Deviations claimed twice too small or too large: the width makes up for it, 80 % within sampling error."""
+    for claimed in (0.5, 2.0):
+        mean, sd, target = simulate(300, 1.0, 0, 8, seed=3)
+        found = fit_calibration(mean, claimed * sd, target, TASK)
+        mean, sd, target = simulate(2000, 1.0, 0, 8, seed=4)
+        low, high = found.interval(mean, claimed * sd, TASK)
+        assert ((low <= target) & (target <= high)).mean() == pytest.approx(0.8, abs=0.04)
+
+
+def test_one_score_and_constant_means_are_possible():
+    """A collapsed student answers the same to everything: the mean of the targets is then the best correction."""
+    task = ScoresTask(keys=("a",))
+    target = np.linspace(60, 80, 40)[:, None]
+    found = fit_calibration(np.full((40, 1), 50.0), np.ones((40, 1)), target, task)
+    assert found.correct(np.array([[50.0]]), task)[0, 0] == pytest.approx(70, abs=1)
+    with pytest.raises(ValueError, match="at least 20"):
+        fit_calibration(target[:3], target[:3], target[:3], task)

@@ -66,7 +66,7 @@ def test_a_budget_is_used_to_the_last_question_and_not_passed(
     spent = sum((usage_of(one) for one in replies.values()), Usage())
     assert spent.tokens <= (budget.tokens or 1e9)
     assert PRICES.cost(spent) <= (budget.money or 1e9)
-    assert f"spent {spent.requests:,} requests, {spent.tokens:,} tokens, {PRICES.cost(spent):,.4g} of money" in message
+    assert f"spent {spent.requests:,} requests, {spent.tokens:,} tokens, cost {PRICES.cost(spent):,.4g}" in message
 
 
 def test_a_budget_holds_over_all_runs_and_goes_on_when_raised(tmp_path: Path) -> None:

@@ -81,17 +81,18 @@ class Member:
             raise
         except Throttled as error:
             self.limiter.throttle(ticket, error.retry_after_s)
-            self._answered()
+            self.answered()
             raise
         except Refused:
             self.limiter.give_back(ticket)
-            self._answered()
+            self.answered()
             raise
         self.limiter.settle(ticket, reply.prompt_tokens + reply.completion_tokens or ticket.worst_tokens)
-        self._answered()
+        self.answered()
         return reply
 
-    def _answered(self) -> None:
+    def answered(self) -> None:
+        """It lives, were it to say 429."""
         if self.dead:
             console.print(f"{self.name} answers again", markup=False)
         self._failures, self._rests, self.resting_until = 0, 0, None
@@ -139,14 +140,16 @@ class Pool:
         self.answered()
         checks = [member.endpoint.check(model) for member in self._members for model in models]
         found = await asyncio.gather(*checks, return_exceptions=True)
-        for number, error in enumerate(found):
-            member = self._members[number // len(models)]
-            if isinstance(error, Unavailable):
+        for number, member in enumerate(self._members):
+            errors = [error for error in found[number * len(models) :][: len(models)] if error is not None]
+            for error in errors:
+                if not isinstance(error, Unavailable):
+                    raise error
                 member.rest(error)
-            elif isinstance(error, BaseException):
-                raise error
+            if not errors:
+                member.answered()
         if all(member.dead for member in self._members):
-            raise next(error for error in found if isinstance(error, BaseException))
+            raise next(error for error in found if error is not None)
 
     async def pick(self, avoid: Member | None = None) -> Member:
         """The living server with the least to do for its weight; a dead one whose rest is over gets one request.

@@ -171,7 +171,7 @@ class Pool:
             if living:
                 return min(living, key=lambda one: (one is avoid, one.limiter.pause_s > 0, one.load))
             self.check_patience("none gives answers")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(min(1.0, max(0.1, self._wait_s)))
 
     def answered(self) -> None:
         """Note that some server gave an answer."""
@@ -186,14 +186,18 @@ class Pool:
         Raises:
             AskingFailed: No answer for `patience_s`, counting the time until some server may be asked.
         """
-        wait_s = min(member.wait_s for member in self._members)
-        silent_s = asyncio.get_running_loop().time() - self._answered_at + wait_s
+        silent_s = asyncio.get_running_loop().time() - self._answered_at + self._wait_s
         if silent_s > self._patience_s:
             names = ", ".join(member.name for member in self._members)
             raise AskingFailed(
                 f"{names}: expected an answer within {self._patience_s:g} s; {silent_s:.0f} s pass without ({state}); "
                 "every reply so far is kept: mend the endpoint, then run the same command again"
             )
+
+    @property
+    def _wait_s(self) -> float:
+        """Seconds until some server may be asked."""
+        return min(member.wait_s for member in self._members)
 
     async def close(self) -> None:
         """Give all connections back."""

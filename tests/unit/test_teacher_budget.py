@@ -66,7 +66,7 @@ def test_a_budget_is_used_to_the_last_question_and_not_passed(
     spent = sum((usage_of(one) for one in replies.values()), Usage())
     assert spent.tokens <= (budget.tokens or 1e9)
     assert PRICES.cost(spent) <= (budget.money or 1e9)
-    assert f"spent {spent.requests:,} requests, {spent.tokens:,} tokens, {PRICES.cost(spent):,.4g} of money" in message
+    assert f"spent {spent.requests:,} requests, {spent.tokens:,} tokens, cost {PRICES.cost(spent):,.4g}" in message
 
 
 def test_a_budget_holds_over_all_runs_and_goes_on_when_raised(tmp_path: Path) -> None:
@@ -82,15 +82,20 @@ def test_a_budget_holds_over_all_runs_and_goes_on_when_raised(tmp_path: Path) ->
 
 def test_an_attempt_that_may_be_billed_counts_at_its_worst(tmp_path: Path) -> None:
     """A time-out was answered on the other side as a rule, and billed; a refused connection was not."""
-    for billed, answers in ((False, 20), (True, 10)):
+    budget = Budget(tokens=19 * 30 + WORST.tokens)
+    for billed in (False, True):
         endpoint = FakeEndpoint(
             fault=lambda one, before, billed=billed: Unavailable("no", may_be_billed=billed) if before == 0 else None
         )
-        folder = tmp_path / str(billed)
-        budget = Budget(tokens=20 * 30 + WORST.tokens - 30 if not billed else 10 * (30 + WORST.tokens))
-        with pytest.raises(BudgetError):
-            ask(folder, questions(300), endpoint, budget=budget)
-        assert len(read_replies(folder)) <= answers
+        with pytest.raises(BudgetError) as error:
+            ask(tmp_path / str(billed), questions(300), endpoint, budget=budget)
+        worst = sum(endpoint.asked.values()) - sum(endpoint.answered.values())
+        assert ("attempts without an answer at their worst case" in str(error.value)) is billed
+        if billed:
+            assert worst * WORST.tokens + 30 * len(read_replies(tmp_path / "True")) <= (budget.tokens or 0)
+            assert (worst + 1) * WORST.tokens > (budget.tokens or 0) - 30 * len(read_replies(tmp_path / "True"))
+        else:
+            assert len(read_replies(tmp_path / "False")) == 20
 
 
 def test_shards_share_the_budget(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +99,26 @@ def test_the_token_limit_is_used_and_never_passed(tmp_path: Path) -> None:
     assert 30 * len(endpoint.sent_at) / (took_s / 60.0) >= 0.95 * limit
 
 
+def test_attempts_that_used_no_tokens_do_not_count_for_the_token_limit(tmp_path: Path) -> None:
+    """A server that fails every third request would otherwise be asked at two thirds of its limit."""
+    limit, used_at = 30_000, []
+
+    def fault(asked: Question, before: int) -> Exception | None:
+        if before == 0 and int(asked.key, 16) % 2:
+            return Unavailable("fake: 500", may_be_billed=False)
+        used_at.append(asyncio.get_running_loop().time())
+        return None
+
+    ask(
+        tmp_path,
+        questions(3000),
+        Server(FakeEndpoint(fault=fault), limit=RateLimit(tokens_per_minute=limit)),
+        settings=Settings(backoff_s=0.1),
+    )
+    assert 30 * most_in_a_window(used_at, 60.0) <= limit
+    assert 30 * len(used_at) / ((used_at[-1] - used_at[0]) / 60.0) >= 0.95 * limit
+
+
 def test_a_429_with_a_header_holds_everybody_back(tmp_path: Path) -> None:
     """If only the unlucky request waits, the other 63 go on hammering the endpoint."""
     turned_away: list[float] = []
@@ -167,7 +186,7 @@ def test_a_refused_question_is_recorded_and_the_others_go_on(tmp_path: Path) -> 
 
     endpoint = FakeEndpoint(fault=fault)
     answers = ask(tmp_path, questions(100), endpoint)
-    assert {key: str(error) for key, error in answers.failed.items()} == {
+    assert answers.failed == {
         **{question(number).key: f"fake: 400 for {number}" for number in range(3, 100, 10)},
         question(50).key: "fake: 500",
     }
@@ -207,6 +226,25 @@ def test_a_server_that_dies_hands_its_work_to_the_others_and_comes_back(tmp_path
     assert answers.failed == {}
     assert sum(1 for at in second.sent_at if 1011.5 < at < 1019.5) <= 4
     assert sum(1 for at in second.sent_at if at > 1040.0) > 100
+
+
+def test_a_second_attempt_goes_to_another_server(tmp_path: Path) -> None:
+    """What one server cannot do (a prompt longer than its context, say) must not use up all attempts there."""
+    limited = FakeEndpoint("limited", fault=lambda one, _: Unavailable("no") if one.key == question(5).key else None)
+    for weight in (1.0, 9.0):
+        servers = Server(limited, weight), Server(FakeEndpoint("able"))
+        answers = ask(tmp_path / str(weight), questions(40), *servers, settings=Settings(attempts=2, concurrency=4))
+        assert answers.failed == {}
+    assert limited.asked[question(5).key] >= 1
+
+
+def test_a_server_that_was_dead_at_the_start_is_tried_now_and_then(tmp_path: Path) -> None:
+    """Each try costs a question an attempt: eight tries before the first rest are too many."""
+    dead = FakeEndpoint("dead", 0.01, fault=lambda *_: Unavailable("dead: connection refused"))
+    dead.check_error = Unavailable("dead: connection refused")
+    alive = FakeEndpoint("alive", 1.0)
+    ask(tmp_path, questions(1500), dead, alive)
+    assert 1 <= len(dead.sent_at) <= 4
 
 
 def test_weights_share_the_work(tmp_path: Path) -> None:
@@ -250,7 +288,7 @@ def test_a_hanging_endpoint_is_given_up_after_the_time_out(tmp_path: Path) -> No
     """Without an end to each attempt one silent connection holds a worker for ever."""
     hanging = FakeEndpoint("hanging", latency_s=1e6)
     answers = ask(tmp_path, questions(2), hanging, settings=Settings(attempts=2, timeout_s=30.0))
-    assert set(map(str, answers.failed.values())) == {"hanging: expected an answer within 30 s; got none"}
+    assert set(answers.failed.values()) == {"hanging: expected an answer within 30 s; got none"}
     assert hanging.in_flight == 0
 
 
@@ -293,20 +331,21 @@ def test_bad_servers_are_named(tmp_path: Path) -> None:
         ask(tmp_path, questions(1), Server(FakeEndpoint(), limit=RateLimit(requests_per_minute=0)))
 
 
-class SignalledEndpoint(FakeEndpoint):
-    """Sends this process SIGTERM, so many seconds after the first question: not before the client listens for it."""
+class Signalling(FakeEndpoint):
+    """Sends SIGTERM to this process some seconds after its 61st request."""
 
-    def __init__(self, latency_s: float, signals_after: list[float]) -> None:
+    def __init__(self, latency_s: float, signals_after_s: tuple[float, ...]) -> None:
         super().__init__(latency_s=latency_s)
-        self.timers = [threading.Timer(after, os.kill, (os.getpid(), signal.SIGTERM)) for after in signals_after]
+        self._signals_after_s = signals_after_s
 
     async def ask(self, question: Question) -> Reply:
-        while self.timers:
-            self.timers.pop().start()
+        if len(self.sent_at) == 60:
+            for after_s in self._signals_after_s:
+                asyncio.get_running_loop().call_later(after_s, os.kill, os.getpid(), signal.SIGTERM)
         return await super().ask(question)
 
 
-def in_real_time(folder: Path, endpoint: SignalledEndpoint, grace_s: float) -> str:
+def in_real_time(folder: Path, endpoint: FakeEndpoint, grace_s: float) -> str:
     """A run in this process that gets SIGTERM; the message of `Interrupted`."""
     before = signal.getsignal(signal.SIGTERM)
     with (
@@ -314,7 +353,7 @@ def in_real_time(folder: Path, endpoint: SignalledEndpoint, grace_s: float) -> s
         Client([Server(endpoint)], log, settings=Settings(grace_s=grace_s)) as client,
         pytest.raises(Interrupted) as error,
     ):
-        client.ask_all(questions(10_000))
+        client.ask_all(questions(2000))
     assert signal.getsignal(signal.SIGTERM) is before
     assert endpoint.closed
     return str(error.value)
@@ -322,20 +361,20 @@ def in_real_time(folder: Path, endpoint: SignalledEndpoint, grace_s: float) -> s
 
 def test_a_signal_keeps_what_is_in_flight_and_says_how_to_resume(tmp_path: Path) -> None:
     """Requests in flight are paid for: dropping them pays for nothing."""
-    endpoint = SignalledEndpoint(0.3, [0.4])
+    endpoint = Signalling(0.3, (0.4,))
     message = in_real_time(tmp_path, endpoint, 5.0)
     kept = read_replies(tmp_path)
     assert set(kept) == set(endpoint.asked)
     assert message == (
-        f"{tmp_path}/answers.jsonl: stopped by SIGTERM with {len(kept)} of 10,000 replies, spent {len(kept)} requests, "
+        f"{tmp_path}/answers.jsonl: stopped by SIGTERM with {len(kept)} of 2,000 replies, spent {len(kept)} requests, "
         f"{30 * len(kept):,} tokens; every reply is kept, run the same command again for the rest"
     )
 
 
 def test_the_grace_is_short_and_a_second_signal_ends_it(tmp_path: Path) -> None:
     """A hanging server must not keep a job from ending before the machine is taken away."""
-    assert "with 0 of 10,000" in in_real_time(tmp_path / "a", SignalledEndpoint(60.0, [0.2]), 0.2)
-    assert "with 0 of 10,000" in in_real_time(tmp_path / "b", SignalledEndpoint(60.0, [0.2, 0.5]), 60.0)
+    assert "with 0 of 2,000" in in_real_time(tmp_path / "a", Signalling(60.0, (0.1,)), 0.2)
+    assert "with 0 of 2,000" in in_real_time(tmp_path / "b", Signalling(60.0, (0.1, 0.3)), 60.0)
 
 
 def test_a_full_disk_stops_the_run_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,3 +166,18 @@ def test_a_reply_that_is_no_unicode_is_a_failed_attempt(tmp_path: Path) -> None:
     with RawLog(tmp_path) as log, pytest.raises(Unavailable, match="expected text"):
         log.write([reply(0, "\ud83d")], "fake")
     assert read_replies(tmp_path) == {}
+
+
+def test_a_reply_whose_waiter_was_cancelled_is_still_written(tmp_path: Path) -> None:
+    """The end of the grace after a signal must not drop replies that are on their way to the disk."""
+
+    async def main(log: RawLog) -> None:
+        waiters = [asyncio.create_task(log.append(reply(number), "fake")) for number in range(50)]
+        await asyncio.sleep(0)
+        for waiter in waiters:
+            waiter.cancel()
+        await log.flush()
+
+    with RawLog(tmp_path) as log:
+        asyncio.run(main(log))
+    assert len(read_replies(tmp_path)) == 50

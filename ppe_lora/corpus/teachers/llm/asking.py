@@ -94,6 +94,7 @@ class Asking:
             for task in (*self._workers, metering):
                 task.cancel()
             await asyncio.gather(*self._workers, metering, return_exceptions=True)
+            await self._log.flush()
         self._on_meter(self._meter())
         if self._error is not None:
             raise self._error

@@ -180,7 +180,7 @@ class Ledger:
         """What was spent, for people."""
         text = f"{self.spent.requests:,} requests, {self.spent.tokens:,} tokens"
         if self.prices != Prices():
-            text += f", {self.cost:,.4g} of money"
+            text += f", cost {self.cost:,.4g}"
         if self._unsure.requests:
             text += f" (counting {self._unsure.requests:,} attempts without an answer at their worst case)"
         return text

@@ -49,7 +49,9 @@ class _Bucket:
         self._per_window = per_window
         self._burst = max(1.0, _BURST * per_window)
         self._speed = 1.0
-        self.level = self._burst
+        self._level = self._burst
+        self._given_back = 0.0
+        """Apart from the level, so that the bucket goes on filling."""
         self._at = -math.inf
 
     @property
@@ -71,18 +73,29 @@ class _Bucket:
         self._at = now
         self._burst = max(1.0, _BURST * self._per_window, units)
         capacity = max(1.0, self._speed * self._burst, units)
-        self.level = max(self.level, min(capacity, self.level + self.rate * elapsed))
+        self._level = max(self._level, min(capacity, self._level + self.rate * elapsed))
         self._speed = min(1.0, self._speed * _FASTER_PER_S**elapsed)
 
     def wait_s(self, units: float) -> float:
         """Seconds until `units` may pass."""
-        missing = units - self.level
+        missing = units - self._level - self._given_back
         return missing / self.rate if missing > 1e-6 else 0.0
+
+    def take(self, units: float) -> None:
+        """Let `units` pass."""
+        from_given = min(units, self._given_back)
+        self._given_back -= from_given
+        self._level -= units - from_given
+
+    def give_back(self, units: float) -> None:
+        """Return units that passed and were not used; below 0: more were used than passed."""
+        self._given_back += max(0.0, units)
+        self._level += min(0.0, units)
 
     def slow_down(self, found_rate: float) -> None:
         """Let through less than `found_rate` (units per second), which proved too much."""
         self._speed = _SLOWER * min(self._speed, found_rate / self._top)
-        self.level = min(self.level, self._speed * self._burst)
+        self._level = min(self._level, self._speed * self._burst)
 
 
 class _Window:
@@ -158,8 +171,8 @@ class Limiter:
                     break
                 await asyncio.sleep(wait_s)
             ticket = Ticket(now, worst_tokens, tokens)
-            self._requests.level -= 1
-            self._tokens.level -= tokens
+            self._requests.take(1)
+            self._tokens.take(tokens)
             self._window.add(ticket)
             self._sent.append(now)
             return ticket
@@ -176,7 +189,7 @@ class Limiter:
         self._correct(ticket, 0)
 
     def _correct(self, ticket: Ticket, tokens: float) -> None:
-        self._tokens.level += ticket.tokens - tokens
+        self._tokens.give_back(ticket.tokens - tokens)
         self._window.correct(ticket, tokens)
 
     def throttle(self, ticket: Ticket, retry_after_s: float | None) -> None:

@@ -164,6 +164,11 @@ class RawLog:
             self._writer = asyncio.create_task(self._write_waiting())
         await done
 
+    async def flush(self) -> None:
+        """Return when every reply handed to `append` is on disk, even where nobody waits for it any more."""
+        if self._writer is not None:
+            await self._writer
+
     def close(self) -> None:
         """Close the file and let other processes append to it."""
         self._file.close()

@@ -81,17 +81,18 @@ class Member:
             raise
         except Throttled as error:
             self.limiter.throttle(ticket, error.retry_after_s)
-            self._answered()
+            self.answered()
             raise
         except Refused:
             self.limiter.give_back(ticket)
-            self._answered()
+            self.answered()
             raise
         self.limiter.settle(ticket, reply.prompt_tokens + reply.completion_tokens or ticket.worst_tokens)
-        self._answered()
+        self.answered()
         return reply
 
-    def _answered(self) -> None:
+    def answered(self) -> None:
+        """It lives, were it to say 429."""
         if self.dead:
             console.print(f"{self.name} answers again", markup=False)
         self._failures, self._rests, self.resting_until = 0, 0, None
@@ -139,14 +140,16 @@ class Pool:
         self.answered()
         checks = [member.endpoint.check(model) for member in self._members for model in models]
         found = await asyncio.gather(*checks, return_exceptions=True)
-        for number, error in enumerate(found):
-            member = self._members[number // len(models)]
-            if isinstance(error, Unavailable):
+        for number, member in enumerate(self._members):
+            errors = [error for error in found[number * len(models) :][: len(models)] if error is not None]
+            for error in errors:
+                if not isinstance(error, Unavailable):
+                    raise error
                 member.rest(error)
-            elif isinstance(error, BaseException):
-                raise error
+            if not errors:
+                member.answered()
         if all(member.dead for member in self._members):
-            raise next(error for error in found if isinstance(error, BaseException))
+            raise next(error for error in found if error is not None)
 
     async def pick(self, avoid: Member | None = None) -> Member:
         """The living server with the least to do for its weight; a dead one whose rest is over gets one request.
@@ -168,7 +171,7 @@ class Pool:
             if living:
                 return min(living, key=lambda one: (one is avoid, one.limiter.pause_s > 0, one.load))
             self.check_patience("none gives answers")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(min(1.0, max(0.1, self._wait_s)))
 
     def answered(self) -> None:
         """Note that some server gave an answer."""
@@ -183,14 +186,18 @@ class Pool:
         Raises:
             AskingFailed: No answer for `patience_s`, counting the time until some server may be asked.
         """
-        wait_s = min(member.wait_s for member in self._members)
-        silent_s = asyncio.get_running_loop().time() - self._answered_at + wait_s
+        silent_s = asyncio.get_running_loop().time() - self._answered_at + self._wait_s
         if silent_s > self._patience_s:
             names = ", ".join(member.name for member in self._members)
             raise AskingFailed(
                 f"{names}: expected an answer within {self._patience_s:g} s; {silent_s:.0f} s pass without ({state}); "
                 "every reply so far is kept: mend the endpoint, then run the same command again"
             )
+
+    @property
+    def _wait_s(self) -> float:
+        """Seconds until some server may be asked."""
+        return min(member.wait_s for member in self._members)
 
     async def close(self) -> None:
         """Give all connections back."""

@@ -1,0 +1,204 @@
+"""Durable answers per second of the teacher client against a local HTTP stub, and how well it keeps a rate limit.
+
+    python benchmarks/teacher_client.py [--quick] [--out DIR]
+
+The stub speaks the chat completions protocol in a process of its own and answers at once. Every answer goes through
+the whole client: budget, rate limiter, HTTP, raw log with fsync. First without a limit, by plain HTTP and by the
+official client in turns; then with more work than a limit per minute allows, for more than a minute: the stub counts
+how much of the limit is used, and how much arrives in the fullest 60 seconds. Raw samples go to
+DIR/teacher_client.json, and the last printed line is one JSON object of headline figures.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+from openai import APIError, AsyncOpenAI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from ppe_lora.corpus.teachers.llm.asking import Settings
+from ppe_lora.corpus.teachers.llm.client import Client
+from ppe_lora.corpus.teachers.llm.exchange import Endpoint, Question, Reply, Unavailable
+from ppe_lora.corpus.teachers.llm.limits import RateLimit
+from ppe_lora.corpus.teachers.llm.raw_log import RawLog, read_replies
+from ppe_lora.corpus.teachers.llm.servers import Server
+
+PROMPT = "Write what a person would say who wants this kind of music: quiet, warm, a little nostalgic. " * 12
+ANSWER = "雨の夜に一人で聴きたい、静かであたたかくて少し懐かしい曲をお願いします。"
+LIMIT_PER_MINUTE = 6000
+WINDOW_S = 60.0
+
+
+class HttpEndpoint:
+    """Plain HTTP: what the teacher client itself can do."""
+
+    name = "HTTP"
+
+    def __init__(self, url: str) -> None:
+        connections = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+        self._http = httpx2.AsyncClient(base_url=url, limits=connections, timeout=60.0)
+
+    async def check(self, model: str) -> None:
+        """The stub serves every model."""
+
+    async def ask(self, question: Question) -> Reply:
+        """One attempt."""
+        body = {"model": question.model, "messages": question.messages, **question.sampling}
+        try:
+            response = await self._http.post("/chat/completions", json=body)
+        except httpx2.HTTPError as error:
+            raise Unavailable(f"stub: {error}") from error
+        got = response.json()
+        choice, usage = got["choices"][0], got["usage"]
+        text, tokens = choice["message"]["content"], (usage["prompt_tokens"], usage["completion_tokens"])
+        return Reply(question.key, text, choice["finish_reason"], *tokens)
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self._http.aclose()
+
+
+class OpenAIEndpoint:
+    """The official client, which takes as much processor time again."""
+
+    name = "openai client"
+
+    def __init__(self, url: str) -> None:
+        self._client = AsyncOpenAI(api_key="none", base_url=url, max_retries=0)
+
+    async def check(self, model: str) -> None:
+        """The stub serves every model."""
+
+    async def ask(self, question: Question) -> Reply:
+        """One attempt."""
+        messages: Any = question.messages
+        try:
+            got = await self._client.chat.completions.create(
+                model=question.model, messages=messages, **question.sampling
+            )
+        except APIError as error:
+            raise Unavailable(f"stub: {error}") from error
+        choice, usage = got.choices[0], got.usage
+        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        return Reply(question.key, choice.message.content or "", choice.finish_reason, *tokens)
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self._client.close()
+
+
+PEERS = (HttpEndpoint, OpenAIEndpoint)
+
+
+def serve(sock: socket.socket, arrivals: Connection) -> None:
+    """The stub: answers at once, and sends the times of arrival when it is told to stop."""
+    times: list[float] = []
+    server = uvicorn.Server(uvicorn.Config(app(times), log_level="error", access_log=False))
+
+    async def until_told() -> None:
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        await asyncio.to_thread(arrivals.recv)
+        arrivals.send(times)
+        server.should_exit = True
+        await serving
+
+    asyncio.run(until_told())
+
+
+def app(times: list[float]) -> Starlette:
+    """Notes when each request arrives."""
+
+    async def complete(request: Request) -> JSONResponse:
+        times.append(time.monotonic())
+        await request.json()
+        choice = {"index": 0, "message": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 400, "completion_tokens": 30, "total_tokens": 430}
+        return JSONResponse(
+            {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+        )
+
+    return Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])
+
+
+def ask(count: int, folder: Path, limit: RateLimit, endpoint: Callable[[str], Endpoint]) -> tuple[float, list[float]]:
+    """Ask `count` questions of a fresh stub: the seconds it took, and when requests arrived."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        here, there = multiprocessing.Pipe()
+        stub = multiprocessing.get_context("fork").Process(target=serve, args=(sock, there))
+        stub.start()
+        questions = [
+            Question("m", ({"role": "user", "content": f"{PROMPT}{number}"},), {"max_tokens": 100, "temperature": 1.0})
+            for number in range(count)
+        ]
+        server = Server(endpoint(f"http://127.0.0.1:{sock.getsockname()[1]}/v1"), limit=limit)
+        with RawLog(folder) as log, Client([server], log, settings=Settings(concurrency=64)) as client:
+            started = time.monotonic()
+            client.ask_all(questions)
+            seconds = time.monotonic() - started
+        here.send("stop")
+        arrivals = here.recv()
+        stub.join()
+    if len(read_replies(folder)) != count:
+        raise SystemExit(f"expected {count} replies on disk; got {len(read_replies(folder))}")
+    return seconds, arrivals
+
+
+def fullest_window(arrivals: list[float]) -> int:
+    """Most arrivals in any 60 seconds."""
+    times, most, first = sorted(arrivals), 0, 0
+    for last, at in enumerate(times):
+        while at - times[first] >= WINDOW_S:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def main() -> None:
+    """Measure, and end with the headline figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three rounds of 4,000 answers, and 75 seconds at a limit")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    asked = parser.parse_args()
+    rounds, count, limited_s = (3, 4000, 75) if asked.quick else (5, 20_000, 180)
+    # On the disk that holds data, since /tmp may be memory, where fsync is free.
+    asked.out.mkdir(parents=True, exist_ok=True)
+    rates: dict[str, list[float]] = {peer.name: [] for peer in PEERS}
+    for _ in range(rounds):
+        for peer in PEERS:
+            with tempfile.TemporaryDirectory(dir=asked.out) as folder:
+                seconds, _ = ask(count, Path(folder), RateLimit(), peer)
+            rates[peer.name].append(count / seconds)
+            print(f"{peer.name}: {count / seconds:.0f} durable answers/s", flush=True)
+    with tempfile.TemporaryDirectory(dir=asked.out) as folder:
+        limited = LIMIT_PER_MINUTE * limited_s // 60
+        _, arrivals = ask(limited, Path(folder), RateLimit(requests_per_minute=LIMIT_PER_MINUTE), HttpEndpoint)
+    used = (len(arrivals) - 1) / (max(arrivals) - min(arrivals)) * WINDOW_S / LIMIT_PER_MINUTE
+    headline: dict[str, Any] = {
+        "durable_answers_per_s": round(statistics.median(rates["HTTP"]), 1),
+        "durable_answers_per_s_openai_client": round(statistics.median(rates["openai client"]), 1),
+        "rate_limit_used": round(used, 4),
+        "rate_limit_fullest_minute": round(fullest_window(arrivals) / LIMIT_PER_MINUTE, 4),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    raw = {"headline": headline, "answers_per_s": rates, "arrivals_s": [round(at - arrivals[0], 4) for at in arrivals]}
+    (asked.out / "teacher_client.json").write_text(json.dumps(raw) + "\n")
+    print(json.dumps(headline))
+
+
+if __name__ == "__main__":
+    main()

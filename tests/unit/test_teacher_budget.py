@@ -88,7 +88,7 @@ def test_an_attempt_that_may_be_billed_counts_at_its_worst(tmp_path: Path) -> No
             fault=lambda one, before, billed=billed: Unavailable("no", may_be_billed=billed) if before == 0 else None
         )
         with pytest.raises(BudgetError) as error:
-            ask(tmp_path / str(billed), questions(300), endpoint, budget=budget)
+            ask(tmp_path / str(billed), [question(number) for number in range(100, 400)], endpoint, budget=budget)
         worst = sum(endpoint.asked.values()) - sum(endpoint.answered.values())
         assert ("attempts without an answer at their worst case" in str(error.value)) is billed
         if billed:

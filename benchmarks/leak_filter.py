@@ -2,9 +2,9 @@
 
     python benchmarks/leak_filter.py [--list open|first|second|third|fourth] [--out DIR] [--show]
 
-The lists were written by authors who had not seen the filter. It was tuned on `open`. The others were sealed, one
-after the other: each was scored once, then learned from, but for `fourth` (LOG.md has those scores). Texts marked as debatable are left
-out. The last printed line is one JSON object of headline figures.
+The lists were written by authors who had not seen the filter. It was tuned on `open`. The others were sealed, one after
+the other: each was scored once and then learned from, but for `fourth` (LOG.md has those scores). Texts marked as
+debatable are left out. The last printed line is one JSON object of headline figures.
 """
 
 import argparse

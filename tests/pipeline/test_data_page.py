@@ -26,8 +26,8 @@ SPOILT = (LEAK, HOSTILE, ALIKE, "", "</td></table><style>body{display:none}</sty
 class HostileTeacher:
     """The scripted teacher, but its first English texts are an attack on whoever shows them."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self._inner = make_teacher(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._inner = make_teacher(*arguments, **options)
         self.name = self._inner.name
         self.version = self._inner.version
         self._spoilt = iter(SPOILT)
@@ -63,6 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         patch.setattr(build_module, "make_teacher", HostileTeacher)
+        # This filter drops markup; the page must be safe without its help.
+        patch.setattr("ppe_lora.corpus.filters.meta_answer", lambda row: None)
         assert ppe_lora("data", "build", "r.yaml") == 0
         assert ppe_lora("data", "stats", "r.yaml") == 0
         yield here / "data" / "d"

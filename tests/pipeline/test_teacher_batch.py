@@ -92,9 +92,9 @@ def test_files_hold_every_question_once_and_keep_the_limits(
     files = write_batch_files(questions, folder, "openai", max_requests=max_requests, max_bytes=max_bytes)
     assert [file.path for file in files] == sorted(folder.glob("requests-*.jsonl"))
     keys: list[str] = []
-    for path, model in files:
+    for path, model, count in files:
         lines = path.read_text(encoding="utf-8").splitlines()
-        assert len(lines) <= max_requests
+        assert len(lines) == count <= max_requests
         assert path.stat().st_size <= max_bytes
         assert {json.loads(line)["body"]["model"] for line in lines} == {model}
         keys += batch_keys(path)

@@ -235,7 +235,7 @@ def test_steps_that_cannot_be_divided_are_refused():
     from ppe_lora.student.trainer import sft_config
 
     recipe = load_recipe(REPOSITORY / "recipes" / "demo.yaml")
-    with pytest.raises(RunError, match=r"expected a multiple of rows_per_micro_step x processes \(2 x 3\); got 4"):
+    with pytest.raises(RunError, match=r"expected a multiple of rows_per_micro_step x processes \(2 x 3\); got 2"):
         sft_config(recipe, Path("checkpoints/demo"), 3)
 
 

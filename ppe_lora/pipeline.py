@@ -261,7 +261,7 @@ def show_row(recipe: Recipe, split: str, number: int) -> None:
     from ppe_lora.corpus.rows import read_rows, split_path
     from ppe_lora.errors import DataError
     from ppe_lora.recipe.schema import SplitName
-    from ppe_lora.student.base import resolve_base
+    from ppe_lora.student.base import resolve_tokenizer
     from ppe_lora.student.encode import show_row as tokens_of
     from ppe_lora.student.tokenizer import load_tokenizer
 
@@ -273,7 +273,7 @@ def show_row(recipe: Recipe, split: str, number: int) -> None:
         raise DataError(f"--row: expected 1 to {len(rows)}; got {number}")
     row = rows[number - 1]
     table = Table("id", "token", "supervised", title=f"{split} row {number} ({row.id})")
-    for piece, token, supervised in tokens_of(row, recipe.task, load_tokenizer(resolve_base(recipe.student))):
+    for piece, token, supervised in tokens_of(row, recipe.task, load_tokenizer(resolve_tokenizer(recipe.student))):
         table.add_row(str(token), repr(piece)[1:-1], "[green]yes[/green]" if supervised else "")
     console.print(table)
 
@@ -351,12 +351,8 @@ def estimate(recipe: Recipe, rows: int | None) -> None:
             f"{told.need.total / GB:.1f} of {card.memory / GB:.0f} GB",
             "[green]yes[/green]" if told.fits else "[red]no[/red]",
             f"{told.rows_per_s:.3g}",
-            _span(told.training_s),
-            _span(told.evaluation_s),
+            _duration(told.training_s),
+            _duration(told.evaluation_s),
         )
     console.print(table)
     console.print("estimates from counts, not measurements; the formulas are in ppe_lora/student/estimate.py")
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"

@@ -16,8 +16,8 @@ from ppe_lora.tasks.scores import ScoresTask
 LEAST_ROWS = 50
 """With fewer rows the reader learns nothing, so nothing can look odd to it."""
 CONTRADICTION = 0.03
-"""Score from which words and numbers contradict each other. Measured on scripted rows, 20 of whose targets were
-exchanged for other rows': 14 of them score as much among 15,000 rows, 9 among 3,000, and no untouched row does."""
+"""Score from which words and numbers contradict each other: a choice, made on scripted rows with some targets exchanged
+(LOG.md)."""
 
 
 class Oddities(NamedTuple):

@@ -150,11 +150,13 @@ def expected_rows(recipe: Recipe) -> tuple[int, int] | None:
 
 
 def this_machine() -> Card:
-    """The first GPU by name, or this CPU with the FLOP/s that a matrix product reaches now (takes a second)."""
+    """The first GPU with the speed of its kind (of an A100 where the kind is not among `CARDS`; the name says so), or
+    this CPU with the FLOP/s that a matrix product reaches now (takes a second)."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        known = next((card for card in CARDS if card.name.split()[-1] in properties.name), CARDS[2])
-        return known._replace(name=properties.name, memory=float(properties.total_memory))
+        known = next((card for card in CARDS if _kind(card.name) in properties.name), None)
+        name = properties.name if known else f"{properties.name} (speed of an A100)"
+        return (known or CARDS[2])._replace(name=name, memory=float(properties.total_memory))
     factor = torch.ones(1024, 1024)
     factor @ factor
     started, count = time.perf_counter(), 0
@@ -163,6 +165,11 @@ def this_machine() -> Card:
         count += 1
     flops = count * 2 * 1024**3 / (time.perf_counter() - started)
     return Card("this CPU", float(psutil.virtual_memory().available), flops, 20e9, is_gpu=False)
+
+
+def _kind(name: str) -> str:
+    """The part of a card's name that its driver gives too: 4090, A100, H200."""
+    return next(word for word in name.split() if len(word) == 4 and word[-1].isdigit())
 
 
 def fit_here(recipe: Recipe) -> tuple[bool, str]:

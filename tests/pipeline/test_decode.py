@@ -158,6 +158,8 @@ def test_decoding_leaves_no_trace(speaker):
     before = torch.random.get_rng_state()
     latencies = measure_latency_ms(decoder, encoded(decoder, 2), forced=True)
     assert len(latencies) == 2
+    longest = decoder.tokenizer.completion_ids(TASK.messages("x", "en"), '{"a":100,"b":100}')
+    assert decoder.max_new_tokens == len(longest) + 8
     assert min(latencies) > 0
     assert decoder.model.training
     assert torch.equal(torch.random.get_rng_state(), before)

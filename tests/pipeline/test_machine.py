@@ -110,5 +110,22 @@ def test_a_7b_fits_the_cards_it_should() -> None:
     assert memory["RTX 4090"] < large.total < memory["A100 80 GB"]
 
 
+@pytest.mark.parametrize(
+    ("found", "named", "flops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA H200", "NVIDIA H200", 788e12),
+        ("Some Other GPU", "Some Other GPU (speed of an A100)", 312e12),
+    ],
+)
+def test_a_gpu_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch, found: str, named: str, flops: float) -> None:
+    """A card taken for another one makes every time in the table wrong."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name=found, total_memory=50e9))
+    card = estimates.this_machine()
+    assert (card.name, card.flops, card.memory) == (named, flops, 50e9)
+
+
 def test_rows_a_recipe_asks_for() -> None:
     assert expected_rows(_recipe("x")) == (800, 100)

@@ -11,12 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ppe_lora import cli
 from ppe_lora.artifacts import read_json
 from ppe_lora.corpus.rows import SPLITS, split_path
-from ppe_lora.tasks.scores import Answer
 from tests.runs import TASK, TASK_YAML, make_data, make_recipe, make_rows
 from tests.tiny import tiny_llama
 
 SECTIONS = """\
-train: {epochs: 2, rows_per_step: 8, rows_per_micro_step: 8, learning_rate: 5e-3}
+train: {epochs: 12, rows_per_step: 4, rows_per_micro_step: 4, learning_rate: 3e-3}
 evaluate: {gate: 0.5, latency_rows: 1}
 export: {verify_rows: 5}
 """
@@ -61,7 +60,7 @@ def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, monke
     assert len(set.union(*requests)) == sum(map(len, requests)) == 60
     for name in ("config.yaml", "train_log.csv", "worst_cases.csv", "summary.md", "manifest.json"):
         assert (run / name).is_file(), name
-    assert read_json(run / "test" / "eval_metrics.json")["json_valid_rate"] == 1.0
+    assert read_json(run / "test" / "eval_metrics.json")["json_valid_rate"] > 0.9
     card = (run / "merged" / "README.md").read_text()
     assert "base_model" in card
     assert read_json(data / "manifest.json")["dataset_version"] in card
@@ -72,7 +71,7 @@ def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, monke
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = model.generate(**prompt, max_new_tokens=40, do_sample=False)
     text = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert isinstance(TASK.parse(text), Answer)
+    assert TASK.parse(text).values[0] < 50 < TASK.parse(text).values[1]
 
     before = {path: path.stat().st_mtime_ns for path in [*run.rglob("*"), *data.rglob("*")] if path.is_file()}
     assert ppe_lora(monkeypatch, "run", "mine.yaml") == 0

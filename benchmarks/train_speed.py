@@ -21,6 +21,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
+from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ppe_lora.recipe.schema import Lora, Student, Train
@@ -44,6 +45,8 @@ class Peer(NamedTuple):
     collate: Any
     options: dict[str, Any]
     matmul: str = "highest"
+    packs: bool = False
+    """Whether TRL packs the rows, best fit first, to sequences as long as eight average rows."""
 
 
 class StepTimes(TrainerCallback):
@@ -51,7 +54,13 @@ class StepTimes(TrainerCallback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.tokens: list[float] = []
+        """TRL's count of tokens so far, after every step."""
         self._last: float | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Note the tokens so far, where TRL counts them."""
+        self.tokens += [float(logs["num_tokens"])] if "num_tokens" in logs else []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the time since the step before."""
@@ -96,11 +105,13 @@ def load_model(kind: str) -> torch.nn.Module:
 def peers() -> list[Peer]:
     """The contenders. TRL pads on the right with its own collator; `as documented` is its default configuration."""
     plain = DataCollatorForLanguageModeling(pad_token_id=0)
+    padding_free = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
     tuned = {"gradient_checkpointing": False, "optim": "adamw_torch_fused"}
     return [
         Peer("TRL as documented", SFTTrainer, plain, {}),
         Peer("TRL tuned", SFTTrainer, plain, tuned),
         Peer("TRL tuned, by length", SFTTrainer, plain, {**tuned, "train_sampling_strategy": "group_by_length"}),
+        Peer("TRL tuned, packing", SFTTrainer, padding_free, tuned, packs=True),
         Peer("ours, padded", PpeTrainer, PaddedCollator(0), tuned),
         Peer("ours, packed", PpeTrainer, PackedCollator(), tuned),
         Peer("ours, packed, matmul medium", PpeTrainer, PackedCollator(), tuned, "medium"),
@@ -108,22 +119,31 @@ def peers() -> list[Peer]:
 
 
 def seconds_per_step(peer: Peer, kind: str, rows: list[dict[str, Any]], steps: int, folder: str) -> list[float]:
-    """Run one peer and return the seconds of its steps after the first."""
+    """Run one peer and return the seconds that `ROWS_PER_STEP` rows take, for each step after the first."""
     times = StepTimes()
+    data, batch = Dataset.from_list(rows), ROWS_PER_STEP
+    if peer.packs:
+        length = ROWS_PER_STEP * (SHARED + REQUEST + ANSWER)
+        data, batch = pack_dataset(data.select_columns(["input_ids", "labels"]), length), 1
+        steps = len(data)
     config = SFTConfig(
-        output_dir=folder, max_steps=steps, per_device_train_batch_size=ROWS_PER_STEP, learning_rate=2e-4,
+        output_dir=folder, max_steps=steps, per_device_train_batch_size=batch, learning_rate=2e-4,
         bf16=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available(), logging_steps=1, save_strategy="no",
         report_to="none", disable_tqdm=True, max_length=None, remove_unused_columns=False, seed=0,
         dataset_kwargs={"skip_prepare_dataset": True}, **peer.options,
     )  # fmt: skip
     trainer = peer.trainer(
-        model=load_model(kind), args=config, data_collator=peer.collate, train_dataset=Dataset.from_list(rows),
+        model=load_model(kind), args=config, data_collator=peer.collate, train_dataset=data,
         processing_class=unused_tokenizer(), callbacks=[times],
     )  # fmt: skip
     if isinstance(trainer, PpeTrainer):
+        trainer.state_dir = Path(folder)
         trainer.settings = Train(matmul=peer.matmul)  # type: ignore[arg-type]
     trainer.train()
-    return times.seconds
+    if not peer.packs:
+        return times.seconds
+    usual = ROWS_PER_STEP * sum(len(row["input_ids"]) for row in rows) / len(rows)
+    return [second * usual / tokens for second, tokens in zip(times.seconds, np.diff(times.tokens), strict=False)]
 
 
 def main() -> None:

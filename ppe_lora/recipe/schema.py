@@ -237,16 +237,28 @@ class Student(Section):
 
 class Objective(Section):
     """What training minimizes besides the text's cross-entropy: how far off the numbers are. The formulas are in
-    `ppe_lora/student/objective.py`. Both weights at 0 is plain SFT."""
+    `ppe_lora/student/objective.py`. The defaults are plain SFT."""
 
     raft: Weight = 0.0
     """Weight of the squared error of each score's mean."""
     crps: Weight = 0.0
     """Weight of the ranked probability score, which keeps the spread honest."""
+    legal: Weight = 0.0
+    """Weight of the probability that is lost to tokens which cannot go on a number."""
+    skeleton: Weight = 1.0
+    """Weight of the answer's tokens that are no digits: braces, keys, commas, the end."""
+    label_smoothing: Share = 0.0
+    focal: Weight = 0.0
+    """Exponent of focal loss: above 0, tokens that the model already knows count less."""
     slots: Literal["answers", "request"] = "answers"
     """What a score's distribution is conditioned on, in training, evaluation and serving: the request and the answers
     to the keys before it, or the request only. The latter reads all scores in one pass, each as the one key of an
     answer of its own."""
+
+    @property
+    def reads_numbers(self) -> bool:
+        """Whether training needs the distributions of the scores."""
+        return self.raft > 0 or self.crps > 0 or self.legal > 0
 
 
 class Train(Section):

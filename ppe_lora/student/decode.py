@@ -26,7 +26,7 @@ from ppe_lora.student.collate import PaddedCollator, completion_nll
 from ppe_lora.student.encode import EncodedRow
 from ppe_lora.student.layout import Run, lay_out
 from ppe_lora.student.load import StudentModel
-from ppe_lora.student.posterior import greedy_leaf, leaf_log_probs
+from ppe_lora.student.posterior import choice_logits, greedy_leaf, leaf_log_probs
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie, add_branches, add_slots_alone
 from ppe_lora.tasks.scores import ScoresTask
@@ -173,8 +173,8 @@ class _SkeletonBatch:
         logits = self._feed([[draft, *runs[1:]] for draft in map(Run, self.drafts)], branches)
         slot = logits.shape[1] - branches - 1
         key_B = torch.full((len(self.drafts),), key, device=logits.device)
-        logits_BMV = logits[:, [slot + run for run in read_at]]
-        leaf_B = greedy_leaf(logits_BMV, key_B, self.trie).tolist()
+        choice_BMC = self._choices(logits, torch.tensor([[slot + run for run in read_at]]), key_B)
+        leaf_B = greedy_leaf(choice_BMC, self.trie).tolist()
         free_BW = logits[:, slot:].argmax(-1).tolist()
         following = self.trie.leads[key + 1] if key + 1 < len(self.trie.leads) else self.trie.tail
         inside_B = [self.trie.inside(leaf) for leaf in leaf_B]
@@ -184,7 +184,7 @@ class _SkeletonBatch:
             self.leaves[row].append(leaf)
             self.drafts[row] = expected[len(inside) :]
         self.prompts.see([[branch - branches for branch in inside] for inside in inside_B])
-        return leaf_log_probs(logits_BMV, key_B, self.trie).cpu()
+        return leaf_log_probs(choice_BMC, self.trie).cpu()
 
     def read_all_alone(self) -> torch.Tensor:
         """Read all scores from the request alone in one pass, which is the first one or any later one; take them as
@@ -200,13 +200,20 @@ class _SkeletonBatch:
         logits = self.prompts.feed(chunk, keep, None if first else self.request_BC)
         if first:
             self._see_request(logits, keep - 1)
-        logits_BSMV = logits[:, ends[torch.tensor([slot.runs for slot in slots])]]
-        rows, scores = logits_BSMV.shape[:2]
+        place_SM = ends[torch.tensor([slot.runs for slot in slots])]
+        rows, scores = len(logits), len(slots)
         ending_S = torch.tensor([slot.terminator_of for slot in slots] * rows, device=logits.device)
-        logits_SMV = logits_BSMV.flatten(0, 1)
+        choice_SMC = self._choices(logits, place_SM, ending_S)
         if first:
-            self.leaves = greedy_leaf(logits_SMV, ending_S, self.trie).view(rows, scores).tolist()
-        return leaf_log_probs(logits_SMV, ending_S, self.trie).view(rows, scores, -1).cpu()
+            self.leaves = greedy_leaf(choice_SMC, self.trie).view(rows, scores).tolist()
+        return leaf_log_probs(choice_SMC, self.trie).view(rows, scores, -1).cpu()
+
+    def _choices(self, logits: torch.Tensor, place_SM: torch.Tensor, key_S: torch.Tensor) -> torch.Tensor:
+        """`posterior.choice_logits` of the same slots in every row, from logits (B, W, vocabulary): rows by slots."""
+        rows, width = logits.shape[:2]
+        first_B = torch.arange(rows) * width
+        place = (first_B[:, None, None] + place_SM[None]).flatten(0, 1).to(logits.device)
+        return choice_logits(logits.flatten(0, 1), place, key_S, self.trie)
 
     def _see_request(self, logits: torch.Tensor, behind: int) -> None:
         """Let what follows see the request, `behind` columns from the end of the first chunk; remember both."""

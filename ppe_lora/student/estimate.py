@@ -194,7 +194,7 @@ def fit_here(recipe: Recipe) -> tuple[bool, str]:
 def _row_tokens(recipe: Recipe) -> float:
     shared = INSTRUCTION_TOKENS / recipe.train.rows_per_micro_step
     objective = recipe.train.objective
-    slots = _slot_tokens(recipe) if objective.raft or objective.crps else 0
+    slots = _slot_tokens(recipe) if objective.reads_numbers else 0
     return shared + REQUEST_TOKENS + ANSWER_TOKENS + slots
 
 

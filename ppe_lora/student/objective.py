@@ -1,24 +1,36 @@
 """What training minimizes: the text's cross-entropy, and how far off the numbers are.
 
-Per row, with the scores' exact distributions p (see `posterior`), their means m, and w a quarter of the range:
+Per row, with the scores' exact distributions p (see `posterior`), their means m, and s the standard deviation of a
+score among the training targets, so that 1 is the squared error of always answering their mean:
 
-    sum over completion tokens of  -log p(token)                             cross-entropy: the text, and its format
-    + raft * sum over scores of    ((m - y) / w)^2                           the read-out's own error (RAFT, ICLR 2025)
-    + crps * sum over scores of    CRPS(p, y) / w                            keeps the spread honest, RAFT does not
+    sum over completion tokens of  a * cross-entropy                         the text, and its format
+    + raft  * sum over scores of   ((m - y) / s)^2                           the read-out's own error (RAFT, ICLR 2025)
+    + crps  * sum over scores of   CRPS(p, y) / s                            keeps the spread honest, RAFT does not
+    + legal * sum over choices on the target's path of  -log P(legal tokens)
 
-summed over the rows of an optimizer step and divided by its completion tokens.
+summed over the rows of an optimizer step and divided by its completion tokens. a is `skeleton` for tokens that no
+number consists of, and 1 for the others. With `label_smoothing` e and `focal` g the cross-entropy of a token is
+
+    (1 - p)^g * ((1 - e) * -log p + e * mean over the vocabulary of -log p_v)
+
+with p the probability of the right token (focal loss: Lin et al., ICCV 2017; smoothing: Szegedy et al., CVPR 2016).
 """
 
 import torch
 
 from ppe_lora.recipe.schema import Objective
 from ppe_lora.student.collate import Batch, forward_logits, summed_nll
-from ppe_lora.student.posterior import crps, leaf_log_probs, mean
+from ppe_lora.student.layout import IGNORED
+from ppe_lora.student.posterior import choice_logits, crps, illegal_nats, leaf_log_probs, mean
 from ppe_lora.student.trie import ScoreTrie
 
 
 def training_loss(
-    model: torch.nn.Module, batch: Batch, objective: Objective, trie: ScoreTrie | None
+    model: torch.nn.Module,
+    batch: Batch,
+    objective: Objective,
+    trie: ScoreTrie | None,
+    spread_K: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The summed objective of a batch, and its number of completion tokens.
 
@@ -26,19 +38,18 @@ def training_loss(
         model: A causal language model that knows `logits_to_keep`.
         batch: From a collator; with slots where the objective looks at the numbers.
         objective: The weights.
-        trie: Needed where the objective looks at the numbers.
+        trie: Needed where the objective looks at the numbers or weighs the skeleton.
+        spread_K: Standard deviation of each key's training targets, task units; needed where `batch` has slots.
     """
     logits, columns = forward_logits(model, batch)
-    loss, tokens = summed_nll(logits, columns, batch)
-    if trie is not None and "slot_columns" in batch:
-        log_p_SV = slot_log_probs(logits, columns, batch, trie)
-        values_V = trie.values.to(logits.device)
-        target_S = values_V[batch["slot_target"]]
-        width = float(values_V[-1] - values_V[0]) / 4
-        if objective.raft:
-            loss = loss + objective.raft * (((mean(log_p_SV, values_V) - target_S) / width) ** 2).sum()
-        if objective.crps:
-            loss = loss + objective.crps * (crps(log_p_SV, values_V, target_S) / width).sum()
+    if (objective.skeleton, objective.label_smoothing, objective.focal) == (1.0, 0.0, 0.0):
+        loss, tokens = summed_nll(logits, columns, batch)
+    else:
+        loss, tokens = _weighed_nll(logits, batch["labels"][:, columns], objective, trie)
+    if objective.reads_numbers:
+        if trie is None or spread_K is None:
+            raise ValueError("an objective that looks at the numbers needs the trie and the spread of the targets")
+        loss = loss + _number_terms(logits, columns, batch, objective, trie, spread_K)
     return loss, tokens
 
 
@@ -52,4 +63,42 @@ def slot_log_probs(logits: torch.Tensor, columns: torch.Tensor, batch: Batch, tr
         trie: The trie that the pack was laid out with.
     """
     place_SM = torch.searchsorted(columns, batch["slot_columns"])
-    return leaf_log_probs(logits[0, place_SM], batch["slot_terminator_of"], trie)
+    return leaf_log_probs(choice_logits(logits[0], place_SM, batch["slot_terminator_of"], trie), trie)
+
+
+def _number_terms(
+    logits: torch.Tensor,
+    columns: torch.Tensor,
+    batch: Batch,
+    objective: Objective,
+    trie: ScoreTrie,
+    spread_K: torch.Tensor,
+) -> torch.Tensor:
+    place_SM = torch.searchsorted(columns, batch["slot_columns"])
+    choice_SMC = choice_logits(logits[0], place_SM, batch["slot_terminator_of"], trie)
+    log_p_SV = leaf_log_probs(choice_SMC, trie)
+    values_V = trie.values.to(logits.device)
+    target_S = values_V[batch["slot_target"]]
+    spread_S = spread_K.to(logits.device).repeat(len(target_S) // len(spread_K))  # slots come key by key, row by row
+    loss = log_p_SV.new_zeros(())
+    if objective.raft:
+        loss = loss + objective.raft * (((mean(log_p_SV, values_V) - target_S) / spread_S) ** 2).sum()
+    if objective.crps:
+        loss = loss + objective.crps * (crps(log_p_SV, values_V, target_S) / spread_S).sum()
+    if objective.legal:
+        loss = loss + objective.legal * illegal_nats(logits[0], place_SM, choice_SMC, batch["slot_target"], trie)
+    return loss
+
+
+def _weighed_nll(
+    logits: torch.Tensor, wanted: torch.Tensor, objective: Objective, trie: ScoreTrie | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    supervised = wanted != IGNORED
+    log_p_TV, wanted_T = logits[supervised].float().log_softmax(-1), wanted[supervised]
+    right_T = log_p_TV.gather(1, wanted_T[:, None])[:, 0]
+    nll_T = -(1 - objective.label_smoothing) * right_T - objective.label_smoothing * log_p_TV.mean(-1)
+    nll_T = (1 - right_T.exp()) ** objective.focal * nll_T if objective.focal else nll_T
+    if trie is not None and objective.skeleton != 1.0:
+        digits = torch.tensor(sorted({token for path in trie.paths for token in path}), device=wanted.device)
+        nll_T = torch.where(torch.isin(wanted_T, digits), nll_T, objective.skeleton * nll_T)
+    return nll_T.sum(), supervised.sum()

@@ -9,35 +9,56 @@ import torch
 from ppe_lora.student.trie import ScoreTrie
 
 
-def leaf_log_probs(logits_SMV: torch.Tensor, key_S: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
-    """Log-probability of every legal value of each slot, shape (S, V), float32: log_softmax over the legal tokens at
-    each choice, summed along the value's path. `exp` of a row sums to 1.
+def choice_logits(
+    logits_TV: torch.Tensor, place_SM: torch.Tensor, key_S: torch.Tensor, trie: ScoreTrie
+) -> torch.Tensor:
+    """Logits of the legal tokens at each choice of each slot, (S, M, C), float32; -inf where there is none.
 
     Args:
-        logits_SMV: Logits at the M choices of each slot over the whole vocabulary.
+        logits_TV: Logits over the whole vocabulary at T places.
+        place_SM: Which of them each choice of each slot is read at.
         key_S: Which key of the task each slot belongs to: the terminator depends on it.
         trie: The trie of the task and tokenizer.
     """
-    device = logits_SMV.device
-    choice_SMC = _choice_logits(logits_SMV, key_S, trie).log_softmax(-1)
-    step_SVD = choice_SMC[:, trie.step_choice.to(device), trie.step_child.to(device)]
+    children_SMC = trie.children.to(logits_TV.device)[key_S]
+    legal_SMC = logits_TV[place_SM[:, :, None], children_SMC].float()
+    return legal_SMC.masked_fill(~trie.legal.to(logits_TV.device), float("-inf"))
+
+
+def leaf_log_probs(choice_SMC: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
+    """Log-probability of every legal value of each slot, shape (S, V), float32: log_softmax over the legal tokens at
+    each choice (`choice_logits`), summed along the value's path. `exp` of a row sums to 1."""
+    device = choice_SMC.device
+    log_p_SMC = choice_SMC.log_softmax(-1)
+    step_SVD = log_p_SMC[:, trie.step_choice.to(device), trie.step_child.to(device)]
     return step_SVD.masked_fill(~trie.steps.to(device), 0.0).sum(-1)
 
 
-def greedy_leaf(logits_SMV: torch.Tensor, key_S: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
+def greedy_leaf(choice_SMC: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
     """The value that greedy decoding among the legal tokens writes, as its index, shape (S,). Not always the most
-    probable value: a token at a time, it takes the likeliest beginning. Arguments as in `leaf_log_probs`."""
-    device = logits_SMV.device
-    best_SM = _choice_logits(logits_SMV, key_S, trie).argmax(-1)
-    taken_SVD = best_SM[:, trie.step_choice.to(device)] == trie.step_child.to(device)
+    probable value: a token at a time, it takes the likeliest beginning."""
+    device = choice_SMC.device
+    taken_SVD = choice_SMC.argmax(-1)[:, trie.step_choice.to(device)] == trie.step_child.to(device)
     return (taken_SVD | ~trie.steps.to(device)).all(-1).int().argmax(-1)
 
 
-def _choice_logits(logits_SMV: torch.Tensor, key_S: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
-    """Logits of the children at each choice, (S, M, C), float32; -inf where there is none."""
-    children_SMC = trie.children.to(logits_SMV.device)[key_S]
-    logits_SMC = logits_SMV.gather(2, children_SMC).float()
-    return logits_SMC.masked_fill(~trie.legal.to(logits_SMV.device), float("-inf"))
+def illegal_nats(
+    logits_TV: torch.Tensor, place_SM: torch.Tensor, choice_SMC: torch.Tensor, leaf_S: torch.Tensor, trie: ScoreTrie
+) -> torch.Tensor:
+    """-log of the probability that the whole vocabulary gives to the legal tokens, at the choices on the path of each
+    slot's value, summed: 0 where nothing illegal is possible.
+
+    Args:
+        logits_TV: As in `choice_logits`.
+        place_SM: As there.
+        choice_SMC: What it returned.
+        leaf_S: The value of each slot, as its index.
+        trie: The trie of the task and tokenizer.
+    """
+    device = logits_TV.device
+    nats_SM = logits_TV.float().logsumexp(-1)[place_SM] - choice_SMC.logsumexp(-1)
+    nats_SD = nats_SM.gather(1, trie.step_choice.to(device)[leaf_S])
+    return nats_SD.masked_fill(~trie.steps.to(device)[leaf_S], 0.0).sum()
 
 
 def mean(log_p_SV: torch.Tensor, values_V: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,8 @@ class PpeTrainer(SFTTrainer):
     state_dir: Path
     settings: Train
     trie: ScoreTrie | None = None
+    spread_K: torch.Tensor | None = None
+    """Standard deviation of each key's training targets, task units."""
 
     def compute_loss(
         self,
@@ -39,7 +41,7 @@ class PpeTrainer(SFTTrainer):
         """Summed objective of the micro-batch over the completion tokens of the step (a scalar, in nats)."""
         if return_outputs:
             raise NotImplementedError("this trainer has no evaluation loop; epochs are evaluated by EpochEvaluation")
-        loss, tokens = training_loss(model, inputs, self.settings.objective, self.trie)
+        loss, tokens = training_loss(model, inputs, self.settings.objective, self.trie, self.spread_K)
         # DDP averages gradients over processes, while num_items_in_batch counts the tokens of all of them.
         return loss / (tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes)
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from tokenizers import Tokenizer
@@ -15,7 +16,7 @@ from ppe_lora.artifacts import is_current, read_json, write_json, write_manifest
 from ppe_lora.console import console, progress
 from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
 from ppe_lora.errors import DataError, Interrupted, ModelError, RunError
-from ppe_lora.evaluation.metrics import METRIC_VERSION
+from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix
 from ppe_lora.evaluation.selection import select_epoch
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.load import differing_keys, dump_recipe
@@ -29,6 +30,7 @@ from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 from ppe_lora.student.trainer import PpeTrainer, sft_config
 from ppe_lora.student.trie import ScoreTrie, build_trie
+from ppe_lora.tasks.scores import ScoresTask
 
 _HARMLESS_ON_RESUME = ("export.", "train.checkpoint_minutes", "train.keep_checkpoints")
 
@@ -144,6 +146,7 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
             )
             rows = train_split.batch_rows(trie)
             trainer = _trainer(model, config, rows, collate, [evaluation, checkpoints], recipe, run_dir)
+            trainer.trie, trainer.spread_K = trie, _spread(train_NK, recipe.task)
             steps = _total_steps(recipe, len(train_split.rows))
             done = step_of(checkpoint) if checkpoint else 0
             with progress("training", steps, done=done, visible=state.is_main_process) as advance:
@@ -204,20 +207,24 @@ def _trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.state_dir = run_dir / "state"
     trainer.settings = recipe.train
-    trainer.trie = collate.trie if isinstance(collate, PackedCollator) else None
     return trainer
 
 
 def _collator(recipe: Recipe, trie: ScoreTrie, packs: bool, pad_id: int) -> Collator:
-    numbers = recipe.train.objective.raft > 0 or recipe.train.objective.crps > 0
+    numbers = recipe.train.objective.reads_numbers
     if not packs:
         if numbers or recipe.evaluate.read_out != "greedy":
             raise ModelError(
                 f"{recipe.student.model}: expected a model that computes packs of rows exactly, as train.objective and "
-                "evaluate.read_out need; got one that does not. Set raft and crps to 0 and read_out to greedy"
+                "evaluate.read_out need; got one that does not. Set raft, crps and legal to 0 and read_out to greedy"
             )
         return PaddedCollator(pad_id)
     return PackedCollator(trie if numbers else None)
+
+
+def _spread(train_NK: Matrix, task: ScoresTask) -> torch.Tensor:
+    """Standard deviation of each key's training targets, (K,), at least a hundredth of the range."""
+    return torch.tensor(train_NK.std(axis=0).clip(min=task.span / 100), dtype=torch.float32)
 
 
 def unused_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,6 +1,7 @@
 """The exact distributions: against every value scored as a text of its own, and against values computed by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from ppe_lora.student.collate import PackedCollator, completion_nll, forward_log
 from ppe_lora.student.decode import Decoder
 from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.evaluate import encode_split
-from ppe_lora.student.objective import slot_log_probs, training_loss
+from ppe_lora.student.objective import _weighed_nll, slot_log_probs, training_loss
 from ppe_lora.student.posterior import crps, deviation, mean, quantile
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
@@ -99,13 +100,58 @@ def test_the_objective_is_its_formula(speaker):
     gold = [Answer(tuple(map(float, row.target.values()))) for row in split.rows]
     log_p = one_pass(model, batch, trie).double()
     raft = crps_sum = 0.0
-    for probabilities, target in zip(log_p.exp().tolist(), [v for answer in gold for v in answer.values], strict=True):
-        raft += ((sum(value * p for value, p in enumerate(probabilities)) - target) / 25) ** 2
+    spread_K = torch.tensor([20.0, 30.0])
+    scores = [(value, float(spread)) for answer in gold for value, spread in zip(answer.values, spread_K, strict=True)]
+    for probabilities, (target, spread) in zip(log_p.exp().tolist(), scores, strict=True):
+        raft += ((sum(value * p for value, p in enumerate(probabilities)) - target) / spread) ** 2
         cumulative = [sum(probabilities[: value + 1]) for value in range(100)]
-        crps_sum += sum((c - (value >= target)) ** 2 for value, c in enumerate(cumulative)) / 25
+        crps_sum += sum((c - (value >= target)) ** 2 for value, c in enumerate(cumulative)) / spread
     text, _ = training_loss(model, batch, Objective(), trie)
-    loss, _ = training_loss(model, batch, Objective(raft=2.0, crps=0.5), trie)
+    loss, _ = training_loss(model, batch, Objective(raft=2.0, crps=0.5), trie, spread_K)
     assert loss.item() == pytest.approx(text.item() + 2 * raft + 0.5 * crps_sum, rel=1e-4)
+
+
+def test_the_legal_term_is_what_illegal_tokens_take(speaker):
+    """At every token of a gold value, the terminator included, the mass of the legal tokens in the whole vocabulary."""
+    tokenizer = load_tokenizer(speaker)
+    model = AutoModelForCausalLM.from_pretrained(speaker).eval()
+    trie = build_trie(TASK, tokenizer)
+    split = encode_split(make_rows(2, seed=9), TASK, tokenizer, 512)
+    batch = PackedCollator(trie)(split.batch_rows(trie))
+    expected = 0.0
+    for row, rendered in zip(split.encoded, split.rows, strict=True):
+        front = [*row.prompt_ids]
+        for key, value in enumerate(rendered.target.values()):
+            front += trie.leads[key]
+            path = trie.paths[trie.leaf_of(value)]
+            texts = [[*other, terminators(trie, key)[0]] for other in trie.paths]
+            for depth in range(len(path) + 1):
+                legal = {text[depth] for text in texts if len(text) > depth and text[:depth] == [*path[:depth]]}
+                if len(legal) > 1:
+                    with torch.no_grad():
+                        p = model(torch.tensor([[*front, *path[:depth]]])).logits[0, -1].double().softmax(0)
+                    expected -= float(p[sorted(legal)].sum().log())
+            front += path
+    text, _ = training_loss(model, batch, Objective(), trie)
+    loss, _ = training_loss(model, batch, Objective(legal=3.0), trie, torch.ones(2))
+    assert loss.item() - text.item() == pytest.approx(3 * expected, rel=1e-3, abs=1e-4)
+
+
+def test_weights_of_the_text_loss_by_hand():
+    """Skeleton weight, label smoothing and focal exponent on logits that a reader can check."""
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 3.0]])
+    wanted = torch.tensor([0, 1])  # token 0 is a digit, token 1 is not
+    trie = SimpleNamespace(paths=((0,),))
+    objective = Objective(skeleton=0.5, label_smoothing=0.1, focal=2.0)
+    expected = 0.0
+    for row, token, weight in zip(logits.tolist(), wanted.tolist(), (1.0, 0.5), strict=True):
+        norm = math.log(sum(map(math.exp, row)))
+        log_p = [value - norm for value in row]
+        smooth = -0.9 * log_p[token] - 0.1 * sum(log_p) / 3
+        expected += weight * (1 - math.exp(log_p[token])) ** 2 * smooth
+    loss, tokens = _weighed_nll(logits, wanted, objective, trie)
+    assert tokens == 2
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_training_and_decoding_read_the_same_distributions(speaker):
@@ -128,14 +174,14 @@ def test_gradients_of_the_objective(speaker):
     weight = model.model.layers[0].self_attn.q_proj.weight
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     objective = Objective(raft=1.0, crps=1.0)
-    training_loss(model, batch, objective, trie)[0].backward()
+    training_loss(model, batch, objective, trie, torch.ones(2) * 25)[0].backward()
     slope = float((weight.grad * direction).sum())
     with torch.no_grad():
         step = 1e-3
         weight += step * direction
-        above = float(training_loss(model, batch, objective, trie)[0])
+        above = float(training_loss(model, batch, objective, trie, torch.ones(2) * 25)[0])
         weight -= 2 * step * direction
-        below = float(training_loss(model, batch, objective, trie)[0])
+        below = float(training_loss(model, batch, objective, trie, torch.ones(2) * 25)[0])
     assert slope == pytest.approx((above - below) / (2 * step), rel=1e-2)
 
 

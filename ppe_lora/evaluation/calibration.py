@@ -1,10 +1,13 @@
 """After training: a linear correction of the posterior means and intervals that cover, both from validation rows.
 
-N rows, K keys. The correction is chosen by cross-validation from three, and none is the default:
+N rows, K keys, J inputs: the K posterior means and, where the student has a head (`ppe_lora/student/head.py`), the K
+scores that it reads. The correction is chosen by cross-validation, and none is the default:
 
     none     the posterior mean as it is
     affine   per score, a + b * mean
-    joint    per score, ridge regression on the means of all scores
+    joint    per score, ridge regression on all inputs
+    head     what the head reads
+    blend    w * mean + (1 - w) * head, with one w between 0 and 1
 
 The interval of a score is mean +- width * standard deviation of its distribution (of the uncorrected one), with the
 width that covered the wanted share of validation targets: split-conformal prediction with scaled residuals.
@@ -26,15 +29,15 @@ _JOINT_ALPHA = 10.0
 _LEAST_SD = 0.005
 """Smallest standard deviation that is believed, as a share of the range."""
 
-Kind = Literal["none", "affine", "joint"]
+Kind = Literal["none", "affine", "joint", "head", "blend"]
 
 
 class Calibration(NamedTuple):
     """A fitted correction and interval width."""
 
     kind: Kind
-    weight_KK: Matrix
-    """Corrected score by mean: diagonal unless joint."""
+    weight_KJ: Matrix
+    """Corrected score by input."""
     offset_K: Matrix
     width: float
     """Standard deviations to either side that cover `COVERAGE` of validation targets."""
@@ -43,14 +46,20 @@ class Calibration(NamedTuple):
     cv_mse_norm: dict[str, float]
     """Cross-validated mse_norm of each correction."""
 
-    def correct(self, mean_NK: Matrix, task: ScoresTask) -> Matrix:
-        """Corrected means, within the range, not rounded."""
-        return np.clip(mean_NK @ self.weight_KK.T + self.offset_K, task.low, task.high)
+    def correct(self, mean_NK: Matrix, task: ScoresTask, head_NK: Matrix | None = None) -> Matrix:
+        """Corrected scores, within the range, not rounded.
 
-    def interval(self, mean_NK: Matrix, sd_NK: Matrix, task: ScoresTask) -> tuple[Matrix, Matrix]:
-        """Lower and upper ends of the intervals, within the range."""
+        Args:
+            mean_NK: Posterior means.
+            task: Gives the range.
+            head_NK: The head's scores, where the correction was fitted with a head.
+        """
+        input_NJ = _inputs(mean_NK, head_NK)[:, : self.weight_KJ.shape[1]]
+        return np.clip(input_NJ @ self.weight_KJ.T + self.offset_K, task.low, task.high)
+
+    def interval(self, center_NK: Matrix, sd_NK: Matrix, task: ScoresTask) -> tuple[Matrix, Matrix]:
+        """Lower and upper ends of the intervals around corrected scores, within the range."""
         half_NK = self.width * np.maximum(sd_NK, _LEAST_SD * task.span)
-        center_NK = self.correct(mean_NK, task)
         return np.clip(center_NK - half_NK, task.low, task.high), np.clip(center_NK + half_NK, task.low, task.high)
 
     def as_json(self, task: ScoresTask) -> dict[str, Any]:
@@ -58,7 +67,7 @@ class Calibration(NamedTuple):
         return {
             "kind": self.kind,
             "keys": list(task.keys),
-            "weight": self.weight_KK.tolist(),
+            "weight": self.weight_KJ.tolist(),
             "offset": self.offset_K.tolist(),
             "width": self.width,
             "coverage": COVERAGE,
@@ -67,7 +76,9 @@ class Calibration(NamedTuple):
         }
 
 
-def fit_calibration(mean_NK: Matrix, sd_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> Calibration:
+def fit_calibration(
+    mean_NK: Matrix, sd_NK: Matrix, target_NK: Matrix, task: ScoresTask, head_NK: Matrix | None = None
+) -> Calibration:
     """Fit on validation rows.
 
     A correction is kept only if its cross-validated squared error is below that of none by more than the standard
@@ -78,61 +89,82 @@ def fit_calibration(mean_NK: Matrix, sd_NK: Matrix, target_NK: Matrix, task: Sco
         sd_NK: Their standard deviations.
         target_NK: The targets.
         task: Gives the range.
+        head_NK: What the head reads from the same rows, fitted on others.
 
     Raises:
         ValueError: Fewer than `LEAST_ROWS` rows.
     """
     if len(mean_NK) < LEAST_ROWS:
         raise ValueError(f"calibration: expected at least {LEAST_ROWS} validation rows; got {len(mean_NK)}")
-    fits: dict[Kind, Callable[[Matrix, Matrix], tuple[Matrix, Matrix]]] = {
-        "none": _identity,
-        "affine": _affine,
-        "joint": _joint,
-    }
-    held_out = {kind: _out_of_fold(fit, mean_NK, target_NK, task) for kind, fit in fits.items()}
+    input_NJ = _inputs(mean_NK, head_NK)
+    fits: dict[Kind, Fit] = {"none": _identity, "affine": _affine, "joint": _joint}
+    if head_NK is not None:
+        fits |= {"head": _head, "blend": _blend}
+    held_out = {kind: _out_of_fold(fit, input_NJ, target_NK, task) for kind, fit in fits.items()}
     error_N = {kind: (((read - target_NK) / task.span) ** 2).mean(axis=1) for kind, read in held_out.items()}
     kind: Kind = "none"
-    for other in ("affine", "joint"):
+    for other in fits:
         gain_N = error_N["none"] - error_N[other]
         sure = gain_N.mean() > gain_N.std(ddof=1) / np.sqrt(len(gain_N))
         if sure and error_N[other].mean() < error_N[kind].mean():
             kind = other
-    weight_KK, offset_K = fits[kind](mean_NK, target_NK)
+    weight_KJ, offset_K = fits[kind](input_NJ, target_NK)
     residual_NK = np.abs(held_out[kind] - target_NK) / np.maximum(sd_NK, _LEAST_SD * task.span)
     level = min(1.0, np.ceil((residual_NK.size + 1) * COVERAGE) / residual_NK.size)
     width = float(np.quantile(residual_NK, level, method="higher"))
     cv = {str(name): float(error.mean()) for name, error in error_N.items()}
-    return Calibration(kind, weight_KK, offset_K, width, len(mean_NK), cv)
+    return Calibration(kind, weight_KJ, offset_K, width, len(mean_NK), cv)
 
 
-def _out_of_fold(
-    fit: Callable[[Matrix, Matrix], tuple[Matrix, Matrix]], mean_NK: Matrix, target_NK: Matrix, task: ScoresTask
-) -> Matrix:
-    fold_N = np.random.default_rng(0).permutation(len(mean_NK)) % _FOLDS
-    read_NK = np.empty_like(mean_NK)
+Fit = Callable[[Matrix, Matrix], tuple[Matrix, Matrix]]
+"""From inputs (N, J) and targets (N, K) to weights (K, J) and offsets (K)."""
+
+
+def _inputs(mean_NK: Matrix, head_NK: Matrix | None) -> Matrix:
+    return mean_NK if head_NK is None else np.concatenate([mean_NK, head_NK], axis=1)
+
+
+def _out_of_fold(fit: Fit, input_NJ: Matrix, target_NK: Matrix, task: ScoresTask) -> Matrix:
+    fold_N = np.random.default_rng(0).permutation(len(input_NJ)) % _FOLDS
+    read_NK = np.empty_like(target_NK)
     for fold in range(_FOLDS):
-        weight_KK, offset_K = fit(mean_NK[fold_N != fold], target_NK[fold_N != fold])
-        read_NK[fold_N == fold] = mean_NK[fold_N == fold] @ weight_KK.T + offset_K
+        weight_KJ, offset_K = fit(input_NJ[fold_N != fold], target_NK[fold_N != fold])
+        read_NK[fold_N == fold] = input_NJ[fold_N == fold] @ weight_KJ.T + offset_K
     return np.clip(read_NK, task.low, task.high)
 
 
-def _identity(mean_NK: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
-    keys = mean_NK.shape[1]
-    return np.eye(keys), np.zeros(keys)
+def _identity(input_NJ: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
+    keys = target_NK.shape[1]
+    return np.eye(keys, input_NJ.shape[1]), np.zeros(keys)
 
 
-def _affine(mean_NK: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
+def _affine(input_NJ: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
+    mean_NK = input_NJ[:, : target_NK.shape[1]]
     center_K, target_K = mean_NK.mean(axis=0), target_NK.mean(axis=0)
     spread_K = ((mean_NK - center_K) ** 2).sum(axis=0)
     shared_K = ((mean_NK - center_K) * (target_NK - target_K)).sum(axis=0)
     slope_K = np.divide(shared_K, spread_K, out=np.zeros_like(spread_K), where=spread_K > 0)
-    return np.diag(slope_K), target_K - slope_K * center_K
+    return slope_K[:, None] * np.eye(len(slope_K), input_NJ.shape[1]), target_K - slope_K * center_K
 
 
-def _joint(mean_NK: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
+def _joint(input_NJ: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
     from sklearn.linear_model import Ridge  # slow to import
 
-    spread = float(mean_NK.std()) or 1.0
-    ridge = Ridge(alpha=_JOINT_ALPHA).fit(mean_NK / spread, target_NK)
+    spread = float(input_NJ.std()) or 1.0
+    ridge = Ridge(alpha=_JOINT_ALPHA).fit(input_NJ / spread, target_NK)
     keys = target_NK.shape[1]
     return np.asarray(ridge.coef_).reshape(keys, -1) / spread, np.asarray(ridge.intercept_).reshape(keys)
+
+
+def _head(input_NJ: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
+    keys = target_NK.shape[1]
+    return np.eye(keys, 2 * keys, k=keys), np.zeros(keys)
+
+
+def _blend(input_NJ: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
+    keys = target_NK.shape[1]
+    mean_NK, head_NK = input_NJ[:, :keys], input_NJ[:, keys:]
+    apart = float(((mean_NK - head_NK) ** 2).sum())
+    share = float(((mean_NK - head_NK) * (target_NK - head_NK)).sum()) / apart if apart else 0.0
+    share = min(max(share, 0.0), 1.0)
+    return share * np.eye(keys, 2 * keys) + (1 - share) * np.eye(keys, 2 * keys, k=keys), np.zeros(keys)

@@ -17,8 +17,9 @@ Batch = dict[str, torch.Tensor]
 """`input_ids`, `position_ids` and `labels` (B, T); `attention_mask` (B, T), or (B, 1, T, T) boolean in a pack. A label
 is the token that its position has to predict, or -100.
 
-A pack with S slots also has `slot_columns` (S, M), where the logits of a slot's choices are, `slot_target` (S), the
-target's index among the trie's values, and `slot_terminator_of` (S), the key whose terminator ends the value there."""
+A pack also has the `blocks` (G, 4) of its mask (see `Layout.blocks`). With S slots it has `slot_columns` (S, M), where
+the logits of a slot's choices are, `slot_target` (S), the target's index among the trie's values, and
+`slot_terminator_of` (S), the key whose terminator ends the value there."""
 
 
 class PackedCollator:
@@ -63,6 +64,7 @@ class PackedCollator:
             "position_ids": layout.positions[None],
             "attention_mask": layout.mask[None, None],
             "labels": layout.labels[None],
+            "blocks": layout.blocks,
         }
         if self.trie is not None:
             leaves = [leaf for row in rows for leaf in row["leaves"]]
@@ -135,12 +137,16 @@ def forward_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, 
     columns = (batch["labels"] != IGNORED).any(dim=0).nonzero().squeeze(1)
     if "slot_columns" in batch:
         columns = torch.cat([columns, batch["slot_columns"].flatten()]).unique()
+    options = {}
+    if "blocks" in batch and batch["blocks"].device.type == "cpu":  # on a GPU one whole kernel beats many small ones
+        options["blocks"] = batch["blocks"].tolist()
     logits = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         position_ids=batch["position_ids"],
         logits_to_keep=columns,
         use_cache=False,
+        **options,
     ).logits
     return logits, columns
 

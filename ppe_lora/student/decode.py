@@ -17,13 +17,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
 from ppe_lora.student.cache import PromptCache, chunk_of, encode_instruction
 from ppe_lora.student.collate import PaddedCollator, completion_nll
-from ppe_lora.student.encode import EncodedRow
+from ppe_lora.student.encode import EncodedRow, alike
+from ppe_lora.student.head import Head, listening, mean_states
 from ppe_lora.student.layout import Run, lay_out
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.posterior import choice_logits, greedy_leaf, leaf_log_probs
@@ -43,6 +45,8 @@ class Decoded(NamedTuple):
     """Log-probability of every legal value of every score, float32, on the CPU; None without a trie."""
     nll: float
     """Negative log-likelihood (nats) of the row's own completion; 0 where the row has none."""
+    head_K: np.ndarray | None = None
+    """The head's scores, in task units, not rounded; None without a head."""
 
 
 def answer_token_limit(task: ScoresTask, tokenizer: StudentTokenizer) -> int:
@@ -61,15 +65,22 @@ class Decoder:
         trie: The trie of the task and tokenizer; None where the model does not compute packs exactly
             (`collate.packs_exactly`): then `generate` writes the text, and there are no distributions.
         max_new_tokens: Tokens after which a free text that has not ended is cut.
+        head: Reads scores from the hidden states of the same passes; needs a trie.
     """
 
     def __init__(
-        self, model: StudentModel, tokenizer: StudentTokenizer, trie: ScoreTrie | None, max_new_tokens: int
+        self,
+        model: StudentModel,
+        tokenizer: StudentTokenizer,
+        trie: ScoreTrie | None,
+        max_new_tokens: int,
+        head: Head | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.trie = trie
         self.max_new_tokens = max_new_tokens
+        self.head = head
         self._instructions: dict[tuple[int, ...], DynamicCache] = {}
 
     @torch.no_grad()
@@ -97,7 +108,7 @@ class Decoder:
         was_training = self.model.training
         self.model.eval()
         try:
-            for batch in _batches(rows, batch_rows):
+            for batch in alike(rows, batch_rows):
                 decoded.update(zip(batch, self._decode_batch([rows[index] for index in batch], forced), strict=True))
                 advance(len(batch))
         finally:
@@ -108,7 +119,9 @@ class Decoder:
         if self.trie is None:
             texts = self._generate(rows)
             return [Decoded(text, None, self._padded_nll(row)) for text, row in zip(texts, rows, strict=True)]
-        batch = _SkeletonBatch(self.model, self.trie, rows, self._instruction(rows[0]), self.tokenizer.pad_id)
+        batch = _SkeletonBatch(
+            self.model, self.trie, rows, self._instruction(rows[0]), self.tokenizer.pad_id, self.head
+        )
         if forced and self.trie.alone is not None:
             log_p_BKV = batch.read_all_alone()
         else:
@@ -120,7 +133,8 @@ class Decoder:
             left = [index for index, agrees in enumerate(batch.agrees) if not agrees]
             for index, text in zip(left, self._generate([rows[index] for index in left]), strict=True):
                 texts[index] = text
-        return [Decoded(*one) for one in zip(texts, log_p_BKV, batch.completion_nll(rows), strict=True)]
+        nll = batch.completion_nll(rows)
+        return [Decoded(*one) for one in zip(texts, log_p_BKV, nll, batch.read_head(), strict=True)]
 
     def _instruction(self, row: EncodedRow) -> DynamicCache | None:
         ids = tuple(row.prompt_ids[: row.shared])
@@ -154,7 +168,10 @@ class _SkeletonBatch:
         rows: Sequence[EncodedRow],
         instruction: DynamicCache | None,
         pad_id: int,
+        head: Head | None,
     ) -> None:
+        self.model = model
+        self.head = head
         self.prompts = PromptCache(model, instruction, len(rows))
         self.trie = trie
         self.pad_id = pad_id
@@ -197,9 +214,10 @@ class _SkeletonBatch:
         keep = int(ends[-1]) + 1
         forests = [[Run(request), *runs[1:]] for request in self.requests] if first else [runs] * len(self.requests)
         chunk = chunk_of([lay_out(forest) for forest in forests], self.pad_id)
-        logits = self.prompts.feed(chunk, keep, None if first else self.request_BC)
+        with listening(self.model, self._heads_layers(first)) as heard:
+            logits = self.prompts.feed(chunk, keep, None if first else self.request_BC)
         if first:
-            self._see_request(logits, keep - 1)
+            self._see_request(logits, keep - 1, heard)
         place_SM = ends[torch.tensor([slot.runs for slot in slots])]
         rows, scores = len(logits), len(slots)
         ending_S = torch.tensor([slot.terminator_of for slot in slots] * rows, device=logits.device)
@@ -215,8 +233,21 @@ class _SkeletonBatch:
         place = (first_B[:, None, None] + place_SM[None]).flatten(0, 1).to(logits.device)
         return choice_logits(logits.flatten(0, 1), place, key_S, self.trie)
 
-    def _see_request(self, logits: torch.Tensor, behind: int) -> None:
-        """Let what follows see the request, `behind` columns from the end of the first chunk; remember both."""
+    def read_head(self) -> list[np.ndarray | None]:
+        """The head's scores (K) of each row, in task units, not rounded; None without a head."""
+        if self.head is None:
+            return [None] * len(self.requests)
+        low, high = float(self.trie.values[0]), float(self.trie.values[-1])
+        return list(self.head.read(self.states_BD, low, high))
+
+    def _heads_layers(self, first: bool) -> list[int]:
+        return [self.head.layer] if first and self.head is not None else []
+
+    def _see_request(self, logits: torch.Tensor, behind: int, heard: dict[int, torch.Tensor]) -> None:
+        """Let what follows see the request, `behind` columns from the end of the first chunk; remember both, and what
+        the head reads."""
+        if self.head is not None:
+            self.states_BD = mean_states(heard[self.head.layer], list(map(len, self.requests)), behind)
         self.after_request_BV = logits[:, 0]
         self.prompts.see([range(-behind - len(request), -behind) for request in self.requests])
         self.request_BC = self.prompts.seen_BC.clone()
@@ -245,9 +276,10 @@ class _SkeletonBatch:
         first = not self.leaves[0]
         chunk = chunk_of([lay_out(runs) for runs in runs_B], self.pad_id)
         keep = 1 + len(self.trie.leads[0]) + branches if first else chunk.ids_BW.shape[1]
-        logits = self.prompts.feed(chunk, keep)
+        with listening(self.model, self._heads_layers(first)) as heard:
+            logits = self.prompts.feed(chunk, keep)
         if first:
-            self._see_request(logits, len(self.trie.leads[0]) + branches)
+            self._see_request(logits, len(self.trie.leads[0]) + branches, heard)
         end = keep - branches
         free_BW = logits[:, :end].argmax(-1).tolist()
         for row, (draft, free) in enumerate(zip(self.drafts, free_BW, strict=True)):
@@ -269,16 +301,6 @@ def measure_latency_ms(decoder: Decoder, rows: Sequence[EncodedRow], *, forced: 
         decoder.decode([asked], batch_rows=1, forced=forced)
         latencies.append((time.perf_counter() - started) * 1000)
     return latencies[1:]
-
-
-def _batches(rows: Sequence[EncodedRow], batch_rows: int) -> list[list[int]]:
-    """Indices of rows that have their instruction in common, and are of similar length."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index in sorted(range(len(rows)), key=lambda index: len(rows[index].prompt_ids)):
-        groups.setdefault(tuple(rows[index].prompt_ids[: rows[index].shared]), []).append(index)
-    return [
-        group[start : start + batch_rows] for group in groups.values() for start in range(0, len(group), batch_rows)
-    ]
 
 
 def generate(

@@ -56,6 +56,16 @@ def encode_rows(rows: Sequence[Row], task: ScoresTask, tokenizer: StudentTokeniz
     return EncodedRows(_with_shared([languages[row.id] for row in encoded], encoded), too_long)
 
 
+def alike(rows: Sequence[EncodedRow], batch_rows: int) -> list[list[int]]:
+    """Indices of rows, batched: those of a batch have their instruction in common, and are of similar length."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index in sorted(range(len(rows)), key=lambda index: len(rows[index].prompt_ids)):
+        groups.setdefault(tuple(rows[index].prompt_ids[: rows[index].shared]), []).append(index)
+    return [
+        group[start : start + batch_rows] for group in groups.values() for start in range(0, len(group), batch_rows)
+    ]
+
+
 def token_lengths(rows: Sequence[Row], task: ScoresTask, tokenizer: StudentTokenizer) -> dict[str, int]:
     """Length of every row in tokens, prompt and answer together, by row id.
 

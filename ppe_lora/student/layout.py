@@ -10,7 +10,7 @@ itself; nothing else. The instruction that many rows share is the parent of thos
 This is exact, not an approximation: each row gets the logits and gradients it would get alone, because attention sees
 the same tokens at the same positions (tested against every row by itself).
 
-T tokens of the pack, R runs.
+T tokens of the pack, R runs, G blocks.
 """
 
 from collections.abc import Sequence
@@ -43,6 +43,9 @@ class Layout(NamedTuple):
     """(T,) the token that each position has to predict, or -100."""
     mask: torch.Tensor
     """(T, T) boolean: whether the token of a row may see the token of a column."""
+    blocks: torch.Tensor
+    """(G, 4) where the mask is not empty: the tokens from start to end see no others than those from front to front_end
+    and each other. A block is a root, or a row behind its root; where that is not so, one block is the whole."""
 
 
 def lay_out(runs: Sequence[Run]) -> Layout:
@@ -75,7 +78,30 @@ def lay_out(runs: Sequence[Run]) -> Layout:
     order_T = torch.arange(len(ids))
     same_TT = run_T[:, None] == run_T[None, :]
     mask_TT = ancestor_RR[run_T][:, run_T] & (~same_TT | (order_T[:, None] >= order_T[None, :]))
-    return Layout(torch.tensor(ids), torch.tensor(positions), torch.tensor(labels), mask_TT)
+    blocks = _blocks(runs, mask_TT)
+    return Layout(torch.tensor(ids), torch.tensor(positions), torch.tensor(labels), mask_TT, torch.tensor(blocks))
+
+
+def _blocks(runs: Sequence[Run], mask_TT: torch.Tensor) -> list[list[int]]:
+    blocks: list[list[int]] = []
+    tops: list[int] = []  # per run, its ancestor next to the root, or the root itself
+    for index, run in enumerate(runs):
+        near_root = run.parent is None or runs[run.parent].parent is None
+        tops.append(index if run.parent is None or near_root else tops[run.parent])
+        start = blocks[-1][1] if blocks else 0
+        if index and tops[index] == tops[index - 1]:
+            blocks[-1][1] = start + len(run.ids)
+        else:
+            blocks.append([start, start + len(run.ids), 0, 0])
+    for block in blocks:
+        seen_T = mask_TT[block[0] : block[1]].any(dim=0)
+        seen_T[block[0] : block[1]] = False
+        front = seen_T.nonzero().flatten()
+        if len(front):
+            block[2:] = int(front[0]), int(front[-1]) + 1
+            if not seen_T[block[2] : block[3]].all():
+                return [[0, len(seen_T), 0, 0]]
+    return blocks
 
 
 def next_labels(ids: Sequence[int], supervised: int, following: int | None = None) -> list[int]:

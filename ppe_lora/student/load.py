@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from ppe_lora.errors import ModelError
 from ppe_lora.recipe.schema import Lora, Student
+from ppe_lora.student.attention import IMPLEMENTATION
 from ppe_lora.student.base import weight_files
 from ppe_lora.student.machine import bfloat16_supported, quantization_problem
 
@@ -46,7 +47,7 @@ def load_base(student: Student, folder: Path, device: torch.device | str) -> Pre
         dtype=dtype,
         quantization_config=_quantization(student, device, dtype),
         device_map={"": device},
-        attn_implementation="sdpa",
+        attn_implementation=IMPLEMENTATION,
         ignore_mismatched_sizes=True,  # so that they are reported below with all the rest
         output_loading_info=True,
         local_files_only=True,

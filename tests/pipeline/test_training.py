@@ -18,6 +18,7 @@ from ppe_lora.corpus.rows import targets_matrix
 from ppe_lora.errors import DataError, RunError, SelectionError
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Evaluate
+from ppe_lora.student.attention import IMPLEMENTATION
 from ppe_lora.student.callbacks import Checkpoints, _divergence, is_exhausted
 from ppe_lora.student.collate import PackedCollator, PaddedCollator, completion_nll, packs_exactly
 from ppe_lora.student.encode import encode_rows
@@ -52,9 +53,10 @@ def one_process(speaker, tmp_path_factory) -> Path:
     return run_in(tmp_path_factory.mktemp("one"), speaker, TRAIN.format(micro=4), EVALUATE)
 
 
-@pytest.fixture(scope="module")
-def student(speaker):
-    return AutoModelForCausalLM.from_pretrained(speaker), load_tokenizer(speaker)
+@pytest.fixture(scope="module", params=["sdpa", IMPLEMENTATION])
+def student(speaker, request):
+    model = AutoModelForCausalLM.from_pretrained(speaker, attn_implementation=request.param)
+    return model, load_tokenizer(speaker)
 
 
 def encoded(student, count: int, seed: int):

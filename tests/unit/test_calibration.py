@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppe_lora.evaluation.calibration import fit_calibration
+from ppe_lora.evaluation.calibration import _blend, fit_calibration
 from ppe_lora.tasks.scores import ScoresTask
 
 TASK = ScoresTask(keys=("a", "b", "c"))
@@ -38,8 +38,36 @@ def test_intervals_cover_their_share_of_new_rows():
         mean, sd, target = simulate(300, 1.0, 0, 8, seed=3)
         found = fit_calibration(mean, claimed * sd, target, TASK)
         mean, sd, target = simulate(2000, 1.0, 0, 8, seed=4)
-        low, high = found.interval(mean, claimed * sd, TASK)
+        low, high = found.interval(found.correct(mean, TASK), claimed * sd, TASK)
         assert ((low <= target) & (target <= high)).mean() == pytest.approx(0.8, abs=0.04)
+
+
+def test_a_head_is_used_as_far_as_it_helps():
+    """Two readings with independent errors: the better one alone, or both where neither is much worse."""
+    rng = np.random.default_rng(5)
+    target = rng.uniform(10, 90, (400, 3))
+    sd = np.full_like(target, 10)
+    for own, heads, kinds in (
+        (30, 5, ("head", "joint", "blend")),
+        (8, 8, ("blend", "joint")),
+        (5, 40, ("none", "affine", "joint")),
+    ):
+        mean, head = target + rng.normal(0, own, target.shape), target + rng.normal(0, heads, target.shape)
+        found = fit_calibration(mean[:200], sd[:200], target[:200], TASK, head[:200])
+        assert found.kind in kinds
+        answers = found.correct(mean[200:], TASK, head[200:])
+        best = min(np.square(values[200:] - target[200:]).mean() for values in (mean, head))
+        assert np.square(answers - target[200:]).mean() < 1.05 * best
+
+
+def test_the_blend_is_the_best_share():
+    """w of w * mean + (1 - w) * head by hand: errors of -1 and +3 cancel at w = 3/4."""
+    target = np.linspace(20, 80, 30)[:, None].repeat(3, axis=1)
+    weight, offset = _blend(np.concatenate([target - 1, target + 3], axis=1), target)
+    np.testing.assert_allclose(
+        weight, [[0.75 * (i == j) for j in range(3)] + [0.25 * (i == j) for j in range(3)] for i in range(3)]
+    )
+    assert not offset.any()
 
 
 def test_one_score_and_constant_means_are_possible():

@@ -79,3 +79,24 @@ def test_roots_see_only_themselves():
     layout = lay_out([Run([1, 2, 3]), Run([4, 5, 6])])
     assert layout.positions.tolist() == [0, 1, 2, 0, 1, 2]
     assert torch.equal(layout.mask, torch.block_diag(*[torch.ones(3, 3).tril()] * 2).bool())
+
+
+@given(forests())
+def test_blocks_hold_all_that_the_mask_holds(runs):
+    """A token that is seen outside of its block would be left out of the attention in silence."""
+    layout = lay_out(runs)
+    inside = torch.zeros_like(layout.mask)
+    for start, end, front, front_end in layout.blocks.tolist():
+        inside[start:end, start:end] = True
+        inside[start:end, front:front_end] = True
+    assert not (layout.mask & ~inside).any()
+    ends = layout.blocks[:, :2].flatten().tolist()
+    assert ends[0] == 0
+    assert ends[-1] == len(layout.ids)
+    assert ends[1:-1:2] == ends[2::2]
+
+
+def test_blocks_by_hand():
+    """An instruction, two rows behind it with branches of their own, and a row that stands alone."""
+    runs = [Run([7, 8]), Run([1, 2], 0), Run([3], 1), Run([4, 5, 6], 0), Run([9], 3), Run([2, 2])]
+    assert lay_out(runs).blocks.tolist() == [[0, 2, 0, 0], [2, 5, 0, 2], [5, 9, 0, 2], [9, 11, 0, 0]]

@@ -18,11 +18,12 @@ from ppe_lora.corpus.rows import targets_matrix
 from ppe_lora.errors import DataError, RunError, SelectionError
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Evaluate
+from ppe_lora.student import callbacks
 from ppe_lora.student.attention import IMPLEMENTATION
 from ppe_lora.student.callbacks import Checkpoints, _divergence, is_exhausted
 from ppe_lora.student.collate import PackedCollator, PaddedCollator, completion_nll, packs_exactly
 from ppe_lora.student.encode import encode_rows
-from ppe_lora.student.evaluate import encode_split, evaluate_student
+from ppe_lora.student.evaluate import Evaluation, encode_split, evaluate_student
 from ppe_lora.student.layout import IGNORED
 from ppe_lora.student.test_rows import evaluate_test_rows
 from ppe_lora.student.tokenizer import load_tokenizer
@@ -147,6 +148,20 @@ def test_two_processes_train_the_same_and_score_each_row_once(speaker, one_proce
     assert [line.split(",")[0] for line in (run / "train_log.csv").read_text().split()] == ["step", "1", "2", "3"]
     assert read_json(run / "manifest.json")["processes"] == 2
     assert done.stdout.count("epoch 1: train/loss") == 1
+
+
+def test_evaluating_does_not_change_what_is_trained(speaker, tmp_path, monkeypatch):
+    """Two epochs with dropout, the first one followed by an evaluation or by none: the same adapter, to the bit."""
+    sections = (TRAIN.format(micro=8).replace("epochs: 1", "epochs: 2"), EVALUATE)
+    student = f"student: {{model: '{speaker}', lora: {{rank: 4, dropout: 0.1}}}}"
+    evaluated = run_in(tmp_path / "with", speaker, student, *sections)
+    metrics = read_json(evaluated / "epochs" / "001" / "eval_metrics.json")
+    monkeypatch.setattr(callbacks, "evaluate_student", lambda *_: Evaluation(metrics, [], []))
+    blind = run_in(tmp_path / "without", speaker, student, *sections)
+    last, other = (
+        load_file(run / "epochs" / "002" / "adapter" / "adapter_model.safetensors") for run in (evaluated, blind)
+    )
+    assert all(torch.equal(last[name], other[name]) for name in last)
 
 
 def test_an_epoch_is_fully_described(one_process):

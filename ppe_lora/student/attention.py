@@ -5,15 +5,17 @@ masked attention over T tokens, it costs T^2; block by block about T^2 / R. The 
 attends to exactly what its mask names. T tokens of the pack, G blocks.
 """
 
-from typing import Any, cast
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 IMPLEMENTATION = "sdpa_blocks"
-"""`attn_implementation` of models that are given packs: SDPA, by blocks where `blocks` is passed to the model."""
+"""`attn_implementation` of models that are given packs: by blocks where `blocks` is passed to the model, else SDPA."""
 
 
 def attend(
@@ -22,10 +24,11 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    blocks: list[list[int]] | None = None,
+    blocks: Sequence[tuple[int, int]] | None = None,
+    scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """SDPA, as transformers has it, of each block by itself.
+    """softmax(scaling * query key^T + mask) value, for each block by itself.
 
     Args:
         module: The attention layer.
@@ -33,20 +36,38 @@ def attend(
         key: The keys.
         value: The values.
         attention_mask: (1, 1, T, T) boolean.
-        blocks: From `Layout.blocks`; None computes attention whole, for any shape.
-        kwargs: For `sdpa_attention_forward`.
+        blocks: From `Layout.blocks`; None computes attention whole by SDPA, for any shape.
+        scaling: 1 / sqrt(width) if None.
+        kwargs: For SDPA.
     """
-    sdpa: Any = sdpa_attention_forward
     if blocks is None or attention_mask is None:
-        return cast(tuple[torch.Tensor, None], sdpa(module, query, key, value, attention_mask, **kwargs))
-    parts = []
-    for start, end, front_start, front_end in blocks:
-        mask = torch.cat(
-            [attention_mask[..., start:end, front_start:front_end], attention_mask[..., start:end, start:end]], -1
+        whole: Any = sdpa_attention_forward
+        found: tuple[torch.Tensor, None] = whole(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return found
+    heads_a_key = query.shape[1] // key.shape[1]
+    # Pieces by one split: the gradient of a split is one concatenation, that of slices a whole tensor of zeros each.
+    sizes = [size for size, _ in blocks]
+    query_G, key_G, value_G = (
+        states.split(sizes, dim=2)
+        for states in (
+            query * (scaling or query.shape[-1] ** -0.5),
+            repeat_kv(key, heads_a_key),
+            repeat_kv(value, heads_a_key),
         )
-        keys, values = (torch.cat([kv[:, :, front_start:front_end], kv[:, :, start:end]], 2) for kv in (key, value))
-        parts.append(sdpa(module, query[:, :, start:end], keys, values, mask, **kwargs)[0])
-    return torch.cat(parts, dim=1), None
+    )
+    starts = [0, *itertools.accumulate(sizes)]
+    parts = []
+    for block, (size, front) in enumerate(blocks):
+        mask = attention_mask[..., starts[block] : starts[block] + size, :]
+        seen = [block] if front < 0 else [front, block]
+        own_mask = torch.cat([mask[..., starts[other] : starts[other + 1]] for other in seen], dim=-1)
+        keys, values = (torch.cat([pieces[other] for other in seen], dim=2) for pieces in (key_G, value_G))
+        scores = (query_G[block] @ keys.transpose(-1, -2)).masked_fill(~own_mask, float("-inf"))
+        # Written out: on CPUs SDPA's backward pass takes two to four times as long for blocks this small.
+        parts.append(
+            scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype) @ values
+        )
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(IMPLEMENTATION, attend)

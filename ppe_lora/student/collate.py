@@ -17,7 +17,7 @@ Batch = dict[str, torch.Tensor]
 """`input_ids`, `position_ids` and `labels` (B, T); `attention_mask` (B, T), or (B, 1, T, T) boolean in a pack. A label
 is the token that its position has to predict, or -100.
 
-A pack also has the `blocks` (G, 4) of its mask (see `Layout.blocks`). With S slots it has `slot_columns` (S, M), where
+A pack also has the `blocks` (G, 2) of its mask (see `Layout.blocks`). With S slots it has `slot_columns` (S, M), where
 the logits of a slot's choices are, `slot_target` (S), the target's index among the trie's values, and
 `slot_terminator_of` (S), the key whose terminator ends the value there."""
 
@@ -64,7 +64,7 @@ class PackedCollator:
             "position_ids": layout.positions[None],
             "attention_mask": layout.mask[None, None],
             "labels": layout.labels[None],
-            "blocks": layout.blocks,
+            "blocks": torch.tensor(layout.blocks),
         }
         if self.trie is not None:
             leaves = [leaf for row in rows for leaf in row["leaves"]]

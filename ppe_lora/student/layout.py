@@ -43,9 +43,10 @@ class Layout(NamedTuple):
     """(T,) the token that each position has to predict, or -100."""
     mask: torch.Tensor
     """(T, T) boolean: whether the token of a row may see the token of a column."""
-    blocks: torch.Tensor
-    """(G, 4) where the mask is not empty: the tokens from start to end see no others than those from front to front_end
-    and each other. A block is a root, or a row behind its root; where that is not so, one block is the whole."""
+    blocks: list[tuple[int, int]]
+    """Where the mask is not empty, G blocks from left to right: how many tokens, and which block in front of them they
+    see besides each other (-1 for none). A block is a root, or a row behind its root; where no such blocks hold all
+    that the mask holds, there is one of all tokens."""
 
 
 def lay_out(runs: Sequence[Run]) -> Layout:
@@ -79,29 +80,29 @@ def lay_out(runs: Sequence[Run]) -> Layout:
     same_TT = run_T[:, None] == run_T[None, :]
     mask_TT = ancestor_RR[run_T][:, run_T] & (~same_TT | (order_T[:, None] >= order_T[None, :]))
     blocks = _blocks(runs, mask_TT)
-    return Layout(torch.tensor(ids), torch.tensor(positions), torch.tensor(labels), mask_TT, torch.tensor(blocks))
+    return Layout(torch.tensor(ids), torch.tensor(positions), torch.tensor(labels), mask_TT, blocks)
 
 
-def _blocks(runs: Sequence[Run], mask_TT: torch.Tensor) -> list[list[int]]:
-    blocks: list[list[int]] = []
+def _blocks(runs: Sequence[Run], mask_TT: torch.Tensor) -> list[tuple[int, int]]:
+    blocks: list[tuple[int, int]] = []
+    block_of_root: dict[int, int] = {}
     tops: list[int] = []  # per run, its ancestor next to the root, or the root itself
     for index, run in enumerate(runs):
         near_root = run.parent is None or runs[run.parent].parent is None
         tops.append(index if run.parent is None or near_root else tops[run.parent])
-        start = blocks[-1][1] if blocks else 0
         if index and tops[index] == tops[index - 1]:
-            blocks[-1][1] = start + len(run.ids)
+            blocks[-1] = blocks[-1][0] + len(run.ids), blocks[-1][1]
         else:
-            blocks.append([start, start + len(run.ids), 0, 0])
-    for block in blocks:
-        seen_T = mask_TT[block[0] : block[1]].any(dim=0)
-        seen_T[block[0] : block[1]] = False
-        front = seen_T.nonzero().flatten()
-        if len(front):
-            block[2:] = int(front[0]), int(front[-1]) + 1
-            if not seen_T[block[2] : block[3]].all():
-                return [[0, len(seen_T), 0, 0]]
-    return blocks
+            parent = runs[tops[index]].parent
+            blocks.append((len(run.ids), -1 if parent is None else block_of_root[parent]))
+        if run.parent is None:
+            block_of_root[index] = len(blocks) - 1
+    sizes = [size for size, _ in blocks]
+    held_GG = torch.eye(len(blocks), dtype=torch.bool)
+    for block, (_, front) in enumerate(blocks):
+        held_GG[block, front] |= front >= 0
+    of_T = torch.arange(len(blocks)).repeat_interleave(torch.tensor(sizes))
+    return [(len(of_T), -1)] if (mask_TT & ~held_GG[of_T][:, of_T]).any() else blocks
 
 
 def next_labels(ids: Sequence[int], supervised: int, following: int | None = None) -> list[int]:

@@ -25,6 +25,7 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ppe_lora.recipe.schema import Lora, Student, Train
+from ppe_lora.student.attention import IMPLEMENTATION
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.collate import PackedCollator, PaddedCollator
 from ppe_lora.student.layout import IGNORED
@@ -86,7 +87,7 @@ def make_rows(count: int, vocabulary: int, seed: int = 0) -> list[dict[str, Any]
     return rows
 
 
-def load_model(kind: str) -> torch.nn.Module:
+def load_model(kind: str) -> Any:
     """A fresh base model with a fresh adapter: rank 16 on all linear layers."""
     if kind == "tiny":
         torch.manual_seed(0)
@@ -132,8 +133,11 @@ def seconds_per_step(peer: Peer, kind: str, rows: list[dict[str, Any]], steps: i
         report_to="none", disable_tqdm=True, max_length=None, remove_unused_columns=False, seed=0,
         dataset_kwargs={"skip_prepare_dataset": True}, **peer.options,
     )  # fmt: skip
+    model = load_model(kind)
+    if peer.trainer is PpeTrainer:
+        model.set_attn_implementation(IMPLEMENTATION)
     trainer = peer.trainer(
-        model=load_model(kind), args=config, data_collator=peer.collate, train_dataset=data,
+        model=model, args=config, data_collator=peer.collate, train_dataset=data,
         processing_class=unused_tokenizer(), callbacks=[times],
     )  # fmt: skip
     if isinstance(trainer, PpeTrainer):

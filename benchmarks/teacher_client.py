@@ -33,8 +33,7 @@ from starlette.routing import Route
 
 from ppe_lora.corpus.teachers.llm.asking import Settings
 from ppe_lora.corpus.teachers.llm.client import Client
-from ppe_lora.corpus.teachers.llm.exchange import Endpoint, Question, Reply, Unavailable
-from ppe_lora.corpus.teachers.llm.limits import RateLimit
+from ppe_lora.corpus.teachers.llm.exchange import Endpoint, Question, RateLimit, Reply, Unavailable
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog, read_replies
 from ppe_lora.corpus.teachers.llm.servers import Server
 

@@ -9,8 +9,7 @@ from ppe_lora.console import Advance, progress
 from ppe_lora.corpus.teachers.llm import budget
 from ppe_lora.corpus.teachers.llm.asking import Settings
 from ppe_lora.corpus.teachers.llm.client import Client
-from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply
-from ppe_lora.corpus.teachers.llm.limits import RateLimit
+from ppe_lora.corpus.teachers.llm.exchange import Question, RateLimit, Refused, Reply
 from ppe_lora.corpus.teachers.llm.meter import Meter
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog
 from ppe_lora.corpus.teachers.llm.servers import AskingFailed, Server

@@ -14,7 +14,7 @@ import anyio
 import httpx2
 
 from ppe_lora.corpus.teachers.llm.chat_format import shortened
-from ppe_lora.corpus.teachers.llm.exchange import Refused, Throttled, Unavailable
+from ppe_lora.corpus.teachers.llm.exchange import RateLimit, Refused, Throttled, Unavailable
 
 _CONNECTIONS = 1000
 _REMEDIES = {
@@ -26,6 +26,7 @@ _REMEDIES = {
 }
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_STATED_LIMIT = re.compile(r"x-ratelimit-limit-(req|requests|tokens)-minute")
 _EPOCH_S, _EPOCH_MS = 1e9, 1e12
 """From here on a number is a point in time: in seconds, in milliseconds."""
 
@@ -75,7 +76,8 @@ def failure_of(
     got = f"{where}: expected an answer; got HTTP {status} ({_reason(body)})"
     if status == 429:
         wait_s = retry_after_s(headers)
-        return Throttled(got if wait_s is None else f"{got}; it asks to wait {wait_s:.3g} s", wait_s)
+        said = got if wait_s is None else f"{got}; it asks to wait {wait_s:.3g} s"
+        return Throttled(said, wait_s, stated_limit(headers))
     if status >= 500 or status == 408 or status < 400:
         return Unavailable(got)
     remedy = _REMEDIES.get(status, "check the prompt, the sampling and the answer schema")
@@ -108,6 +110,23 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         and (seconds := _seconds(value)) is not None
     ]
     return max(resets, default=None)
+
+
+def stated_limit(headers: Mapping[str, str]) -> RateLimit:
+    """The limits per minute that a response states, as Mistral's do.
+
+    Only names that say minute count: `x-ratelimit-limit-requests` is a minute's limit at one provider, a day's at another.
+
+    Example:
+        >>> stated_limit({"X-RateLimit-Limit-Req-Minute": "720", "x-ratelimit-limit-tokens-month": "1000000"})
+        RateLimit(requests_per_minute=720.0, tokens_per_minute=None)
+    """
+    found: dict[str, float] = {}
+    for name, value in headers.items():
+        stated = _STATED_LIMIT.fullmatch(name.lower())
+        if stated and value.strip().isdecimal() and int(value) > 0:
+            found["tokens" if stated[1] == "tokens" else "requests"] = float(value)
+    return RateLimit(found.get("requests"), found.get("tokens"))
 
 
 def _seconds(value: str) -> float | None:

@@ -115,7 +115,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 def stated_limit(headers: Mapping[str, str]) -> RateLimit:
     """The limits per minute that a response states, as Mistral's do.
 
-    Only names that say minute count: `x-ratelimit-limit-requests` is a minute's limit at one provider, a day's at another.
+    Only names that say minute count: `x-ratelimit-limit-requests` is a minute's limit here and a day's there.
 
     Example:
         >>> stated_limit({"X-RateLimit-Limit-Req-Minute": "720", "x-ratelimit-limit-tokens-month": "1000000"})

@@ -95,9 +95,10 @@ class _Bucket:
 
 
 class _Window:
-    """What passed in the last 60 seconds: not more than is asked for of the limit, whatever the bucket would let through.
+    """What passed in the last 60 seconds.
 
-    A full bucket passes at once, and a reply may give back tokens that an earlier minute was charged for.
+    A bucket alone would let too much through: a full one passes at once, and a reply may give back tokens that an
+    earlier minute was charged for.
 
     Args:
         limit: Units in any 60 seconds.

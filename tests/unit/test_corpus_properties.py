@@ -2,7 +2,7 @@
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ppe_lora.corpus.filters import detect_language, filter_rows
@@ -14,13 +14,15 @@ from ppe_lora.corpus.split import BySplit, cap_rows, drop_held_out, drop_shared,
 from ppe_lora.recipe.schema import Filters, Split
 from ppe_lora.tasks.scores import ScoresTask
 
+BRIEF = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy machines
 TASK = ScoresTask()
 FILTERS = Filters(length={"en": (8, 80), "ja": (5, 40)}, near_duplicate=0.7)
 OF_A_ROW = {"empty", "meta answer", "numeric leak", "key-name leak", "length", "language"}
 PIECES = (
     "a calm song", "for the evening", "quiet strings", "rain on the roof", "soft drums", "one of those tunes",
     "雨の夜に聴きたい", "静かな曲", "懐かしい感じで", "一緒に歩く朝の", "eine traurige Melodie",
-    "energy", "very warm", "about seventy", "7", "８割", "七十くらい", "Here is a request:", "I'm sorry, I can't do that.",
+    "energy", "very warm", "about seventy", "7", "８割", "七十くらい", "Here is a request:",
+    "I'm sorry, I can't do that.",
 )  # fmt: skip
 JOINTS = ("", " ", "  ", ", ", "、", "\n", "\u3000")
 LEAKS = ("seventy", "ninety percent", "out of ten", "75", "七割", "八十", "energy", "warmer", "Nostalgic", "brightness")
@@ -50,7 +52,7 @@ ROWS = st.lists(texts(), max_size=14).map(rows_of)
 
 
 @given(ROWS)
-@settings(max_examples=60, deadline=None)
+@BRIEF
 def test_every_row_is_kept_or_rejected_as_it_was(rows: list[Row]) -> None:
     """A row that vanishes, a text that a filter mends in silence, or an order that moves ids to other answers."""
     before = [row.model_copy(deep=True) for row in rows]
@@ -65,7 +67,7 @@ def test_every_row_is_kept_or_rejected_as_it_was(rows: list[Row]) -> None:
 
 
 @given(ROWS)
-@settings(max_examples=60, deadline=None)
+@BRIEF
 def test_kept_rows_break_no_rule_and_stay_kept(rows: list[Row]) -> None:
     """A build that runs over its own rows again must not lose any: a second pass that finds more is a rule that
     depends on what else was there."""
@@ -79,7 +81,7 @@ def test_kept_rows_break_no_rule_and_stay_kept(rows: list[Row]) -> None:
 
 
 @given(ROWS, st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@BRIEF
 def test_what_a_row_says_is_judged_without_the_others(rows: list[Row], order: random.Random) -> None:
     """Only likeness to earlier rows may depend on the order; a rule with a memory gives other counts every time."""
 
@@ -101,7 +103,7 @@ def test_what_a_row_says_is_judged_without_the_others(rows: list[Row], order: ra
     st.booleans(),
     st.lists(st.tuples(st.integers(0, 30), st.sampled_from(INVISIBLE)), max_size=3),
 )
-@settings(max_examples=200, deadline=None)
+@settings(BRIEF, max_examples=150)
 def test_disguise_hides_no_leak(
     leak: str, before: str, case: type[str], wide: bool, hidden: list[tuple[int, str]]
 ) -> None:
@@ -115,7 +117,7 @@ def test_disguise_hides_no_leak(
 
 
 @given(st.lists(texts(), max_size=14).map(rows_of), st.integers(0, 9))
-@settings(max_examples=60, deadline=None, derandomize=True)  # a pair at the threshold is missed once in a thousand
+@settings(BRIEF, derandomize=True)  # a pair at the threshold is missed once in a thousand
 def test_no_request_is_in_two_splits(rows: list[Row], seed: int) -> None:
     """Not even in other letters, other space or nearly: what was trained on must not be asked in a test."""
     by_split, rejected = split_rows(rows, Split(valid=0.3, test=0.3, group=0.6), seed)
@@ -126,7 +128,7 @@ def test_no_request_is_in_two_splits(rows: list[Row], seed: int) -> None:
 
 
 @given(ROWS, st.lists(texts(), max_size=8))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(BRIEF, derandomize=True)
 def test_nothing_like_a_held_out_row_is_trained_on(rows: list[Row], requests: list[str]) -> None:
     """A set that people wrote measures reading only as long as none of it, or nearly, is in the training rows."""
     held_out = rows_of(requests, "held-")
@@ -138,7 +140,7 @@ def test_nothing_like_a_held_out_row_is_trained_on(rows: list[Row], requests: li
 
 
 @given(st.lists(texts(), max_size=8), st.lists(texts(), max_size=5), st.lists(texts(), max_size=5))
-@settings(max_examples=60, deadline=None)
+@BRIEF
 def test_an_official_split_shares_no_text_and_its_test_stays(
     train: list[str], valid: list[str], test: list[str]
 ) -> None:
@@ -153,7 +155,7 @@ def test_an_official_split_shares_no_text_and_its_test_stays(
 
 
 @given(st.sets(st.integers(0, 500), max_size=40), st.integers(0, 45), st.integers(0, 9), st.randoms())
-@settings(max_examples=60, deadline=None)
+@BRIEF
 def test_a_cap_takes_the_same_rows_in_any_order(numbers: set[int], most: int, seed: int, order: random.Random) -> None:
     """A cap by position would take other rows whenever a filter changes what comes before them."""
     rows = rows_of([f"text {number}" for number in numbers])

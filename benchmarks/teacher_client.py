@@ -33,6 +33,7 @@ from starlette.routing import Route
 from ppe_lora.corpus.teachers.llm.asking import Settings
 from ppe_lora.corpus.teachers.llm.client import Client
 from ppe_lora.corpus.teachers.llm.exchange import Endpoint, Question, RateLimit, Reply, Unavailable
+from ppe_lora.corpus.teachers.llm.http_failures import http_client
 from ppe_lora.corpus.teachers.llm.openai_compatible import OpenAICompatibleEndpoint
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog, read_replies
 from ppe_lora.corpus.teachers.llm.servers import Server
@@ -49,8 +50,7 @@ class HttpEndpoint:
     name = "HTTP"
 
     def __init__(self, url: str) -> None:
-        connections = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-        self._http = httpx2.AsyncClient(base_url=url, limits=connections, timeout=60.0)
+        self._url, self._http = f"{url}/chat/completions", http_client(60.0)
 
     async def check(self, model: str) -> None:
         """The stub serves every model."""
@@ -59,7 +59,7 @@ class HttpEndpoint:
         """One attempt."""
         body = {"model": question.model, "messages": question.messages, **question.sampling}
         try:
-            response = await self._http.post("/chat/completions", json=body)
+            response = await self._http.post(self._url, json=body)
         except httpx2.HTTPError as error:
             raise Unavailable(f"stub: {error}") from error
         got = response.json()

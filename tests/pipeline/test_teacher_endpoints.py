@@ -251,6 +251,17 @@ def test_two_hundred_at_once(kind: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_proxy_of_the_environment_is_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a company's proxy nothing else gets out; connections of our own making would just time out."""
+    server = server_of(kind)
+    with serve(server) as url:
+        monkeypatch.setenv("HTTP_PROXY", url)
+        with pytest.raises(Refused, match="404"):  # the loopback server is no proxy, but it saw the whole address
+            with_endpoint(make(kind, "http://teacher.invalid"), lambda one: one.ask(ask_for()))
+    assert set(server.received) == {f"http://teacher.invalid{CHAT}"}
+
+
 def test_mistral_without_a_key_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MISTRAL_API_KEY", " ")
     with pytest.raises(Refused) as caught:

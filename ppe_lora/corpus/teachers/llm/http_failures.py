@@ -1,14 +1,17 @@
 """HTTP failures in the words of the exchange: who should wait, what may be tried again, what never will succeed."""
 
 import asyncio
+import itertools
 import json
 import math
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.request import getproxies
 
 import anyio
 import httpx2
@@ -17,6 +20,8 @@ from ppe_lora.corpus.teachers.llm.chat_format import shortened
 from ppe_lora.corpus.teachers.llm.exchange import RateLimit, Refused, Throttled, Unavailable
 
 _CONNECTIONS = 1000
+"""Of one pool."""
+_POOLS = 16
 _REMEDIES = {
     401: "check the API key in {key}",
     402: "check the account's credit",
@@ -31,10 +36,36 @@ _EPOCH_S, _EPOCH_MS = 1e9, 1e12
 """From here on a number is a point in time: in seconds, in milliseconds."""
 
 
+class _Pools(httpx2.AsyncBaseTransport):
+    """Takes turns among pools of connections.
+
+    For every request a pool looks at each of its connections, so that many small ones cost less than a large one.
+    """
+
+    def __init__(self, limits: httpx2.Limits, tls: ssl.SSLContext) -> None:
+        self._pools = [httpx2.AsyncHTTPTransport(verify=tls, limits=limits) for _ in range(_POOLS)]
+        self._turns = itertools.cycle(self._pools)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return await next(self._turns).handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for pool in self._pools:
+            await pool.aclose()
+
+
 def http_client(timeout_s: float) -> httpx2.AsyncClient:
     """A client that keeps every connection open: how many requests run at once is the caller's decision."""
     limits = httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
-    return httpx2.AsyncClient(limits=limits, timeout=httpx2.Timeout(timeout_s, connect=10.0), follow_redirects=True)
+    tls = httpx2.create_ssl_context()
+    return httpx2.AsyncClient(
+        limits=limits,
+        timeout=httpx2.Timeout(timeout_s, connect=10.0),
+        follow_redirects=True,
+        verify=tls,
+        # A proxy that the environment names keeps the library's own pool.
+        mounts=None if getproxies() else {"all://": _Pools(limits, tls)},
+    )
 
 
 @asynccontextmanager

@@ -4,9 +4,9 @@
 
 The stub speaks the chat completions protocol in a process of its own and answers at once. Every answer goes through
 the whole client: budget, rate limiter, HTTP, raw log with fsync. First without a limit, by plain HTTP and by the
-official client in turns; then with more work than a limit per minute allows, for more than a minute: the stub counts
-how much of the limit is used, and how much arrives in the fullest 60 seconds. Raw samples go to
-DIR/teacher_client.json, and the last printed line is one JSON object of headline figures.
+endpoint that recipes use, with the official client, in turns; then with more work than a limit per minute allows, for
+more than a minute: the stub counts how much of the limit is used, and how much arrives in the fullest 60 seconds. Raw
+samples go to DIR/teacher_client.json, and the last printed line is one JSON object of headline figures.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from typing import Any
 
 import httpx2
 import uvicorn
-from openai import APIError, AsyncOpenAI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -33,8 +32,9 @@ from starlette.routing import Route
 
 from ppe_lora.corpus.teachers.llm.asking import Settings
 from ppe_lora.corpus.teachers.llm.client import Client
-from ppe_lora.corpus.teachers.llm.exchange import Endpoint, Question, Reply, Unavailable
-from ppe_lora.corpus.teachers.llm.limits import RateLimit
+from ppe_lora.corpus.teachers.llm.exchange import Endpoint, Question, RateLimit, Reply, Unavailable
+from ppe_lora.corpus.teachers.llm.http_failures import http_client
+from ppe_lora.corpus.teachers.llm.openai_compatible import OpenAICompatibleEndpoint
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog, read_replies
 from ppe_lora.corpus.teachers.llm.servers import Server
 
@@ -50,8 +50,7 @@ class HttpEndpoint:
     name = "HTTP"
 
     def __init__(self, url: str) -> None:
-        connections = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-        self._http = httpx2.AsyncClient(base_url=url, limits=connections, timeout=60.0)
+        self._url, self._http = f"{url}/chat/completions", http_client(60.0)
 
     async def check(self, model: str) -> None:
         """The stub serves every model."""
@@ -60,7 +59,7 @@ class HttpEndpoint:
         """One attempt."""
         body = {"model": question.model, "messages": question.messages, **question.sampling}
         try:
-            response = await self._http.post("/chat/completions", json=body)
+            response = await self._http.post(self._url, json=body)
         except httpx2.HTTPError as error:
             raise Unavailable(f"stub: {error}") from error
         got = response.json()
@@ -73,36 +72,7 @@ class HttpEndpoint:
         await self._http.aclose()
 
 
-class OpenAIEndpoint:
-    """The official client, which takes as much processor time again."""
-
-    name = "openai client"
-
-    def __init__(self, url: str) -> None:
-        self._client = AsyncOpenAI(api_key="none", base_url=url, max_retries=0)
-
-    async def check(self, model: str) -> None:
-        """The stub serves every model."""
-
-    async def ask(self, question: Question) -> Reply:
-        """One attempt."""
-        messages: Any = question.messages
-        try:
-            got = await self._client.chat.completions.create(
-                model=question.model, messages=messages, **question.sampling
-            )
-        except APIError as error:
-            raise Unavailable(f"stub: {error}") from error
-        choice, usage = got.choices[0], got.usage
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Reply(question.key, choice.message.content or "", choice.finish_reason, *tokens)
-
-    async def close(self) -> None:
-        """Give connections back."""
-        await self._client.close()
-
-
-PEERS = (HttpEndpoint, OpenAIEndpoint)
+PEERS: dict[str, Callable[[str], Endpoint]] = {"HTTP": HttpEndpoint, "openai client": OpenAICompatibleEndpoint}
 
 
 def serve(sock: socket.socket, arrivals: Connection) -> None:
@@ -132,7 +102,12 @@ def app(times: list[float]) -> Starlette:
             {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
         )
 
-    return Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])
+    async def list_models(request: Request) -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [{"id": "m", "object": "model"}]})
+
+    return Starlette(
+        routes=[Route("/v1/chat/completions", complete, methods=["POST"]), Route("/v1/models", list_models)]
+    )
 
 
 def ask(count: int, folder: Path, limit: RateLimit, endpoint: Callable[[str], Endpoint]) -> tuple[float, list[float]]:
@@ -177,13 +152,16 @@ def main() -> None:
     rounds, count, limited_s = (3, 4000, 75) if asked.quick else (5, 20_000, 180)
     # On the disk that holds data, since /tmp may be memory, where fsync is free.
     asked.out.mkdir(parents=True, exist_ok=True)
-    rates: dict[str, list[float]] = {peer.name: [] for peer in PEERS}
+    rates: dict[str, list[float]] = {name: [] for name in PEERS}
+    cpu_ms: dict[str, list[float]] = {name: [] for name in PEERS}
     for _ in range(rounds):
-        for peer in PEERS:
+        for name, peer in PEERS.items():
+            used = time.process_time()
             with tempfile.TemporaryDirectory(dir=asked.out) as folder:
                 seconds, _ = ask(count, Path(folder), RateLimit(), peer)
-            rates[peer.name].append(count / seconds)
-            print(f"{peer.name}: {count / seconds:.0f} durable answers/s", flush=True)
+            rates[name].append(count / seconds)
+            cpu_ms[name].append(1000 * (time.process_time() - used) / count)
+            print(f"{name}: {count / seconds:.0f} durable answers/s, {cpu_ms[name][-1]:.2f} ms of processor each")
     with tempfile.TemporaryDirectory(dir=asked.out) as folder:
         limited = LIMIT_PER_MINUTE * limited_s // 60
         _, arrivals = ask(limited, Path(folder), RateLimit(requests_per_minute=LIMIT_PER_MINUTE), HttpEndpoint)
@@ -191,11 +169,17 @@ def main() -> None:
     headline: dict[str, Any] = {
         "durable_answers_per_s": round(statistics.median(rates["HTTP"]), 1),
         "durable_answers_per_s_openai_client": round(statistics.median(rates["openai client"]), 1),
+        "cpu_ms_per_answer": {name: round(statistics.median(found), 2) for name, found in cpu_ms.items()},
         "rate_limit_used": round(used, 4),
         "rate_limit_fullest_minute": round(fullest_window(arrivals) / LIMIT_PER_MINUTE, 4),
         "cores": len(os.sched_getaffinity(0)),
     }
-    raw = {"headline": headline, "answers_per_s": rates, "arrivals_s": [round(at - arrivals[0], 4) for at in arrivals]}
+    raw = {
+        "headline": headline,
+        "answers_per_s": rates,
+        "cpu_ms": cpu_ms,
+        "arrivals_s": [round(at - arrivals[0], 4) for at in arrivals],
+    }
     (asked.out / "teacher_client.json").write_text(json.dumps(raw) + "\n")
     print(json.dumps(headline))
 

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from ppe_lora.artifacts import write_json, write_text
 from ppe_lora.console import progress
 from ppe_lora.corpus.rows import Row, targets_matrix
+from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.baselines import constant_mse_norm, train_mean_mse_norm
 from ppe_lora.evaluation.metrics import (
     Matrix,
@@ -40,7 +41,17 @@ class EncodedSplit(NamedTuple):
     too_long: int
 
     def batch_rows(self, trie: ScoreTrie) -> list[dict[str, Any]]:
-        """The rows as collators take them, with their targets as leaves of the trie."""
+        """The rows as collators take them, with their targets as leaves of the trie.
+
+        Raises:
+            ModelError: An answer's tokens are not those of its parts, so that its scores would be read at other tokens.
+        """
+        for row, encoded in zip(self.rows, self.encoded, strict=True):
+            if trie.completion(list(row.target.values())) != encoded.completion_ids:
+                raise ModelError(
+                    f"row {row.id}: expected the answer in the tokens of its keys and values; got others, so the "
+                    f"tokenizer joins parts of {dict(row.target)}; choose a student whose tokenizer has a token a digit"
+                )
         return [
             {**encoded._asdict(), "leaves": [trie.leaf_of(value) for value in row.target.values()]}
             for row, encoded in zip(self.rows, self.encoded, strict=True)

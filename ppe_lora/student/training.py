@@ -130,13 +130,14 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
     train_split, valid_split = (
         _encode(name, rows, recipe, tokenizer) for name, rows in (("train", train_rows), ("valid", valid_rows))
     )
+    trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots)
+    rows = train_split.batch_rows(trie)
     checkpoint = _checkpoint(run_dir)
     set_seed(recipe.seed)
     model = attach_lora(load_base(recipe.student, base, state.device), recipe.student.lora, recipe.seed)
     if state.is_main_process:
         _announce(recipe, model, train_split, valid_split)
     train_NK = targets_matrix(train_rows, recipe.task)
-    trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots)
     packs = packs_exactly(model, train_split.encoded, tokenizer.pad_id)
     collate = _collator(recipe, trie, packs, tokenizer.pad_id)
     if not is_exhausted(epoch_metrics(run_dir), recipe):
@@ -144,7 +145,6 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
             evaluation = EpochEvaluation(
                 recipe, run_dir, valid_split, train_NK, tokenizer, trie if packs else None, checkpoints
             )
-            rows = train_split.batch_rows(trie)
             trainer = _trainer(model, config, rows, collate, [evaluation, checkpoints], recipe, run_dir)
             trainer.trie, trainer.spread_K = trie, _spread(train_NK, recipe.task)
             steps = _total_steps(recipe, len(train_split.rows))

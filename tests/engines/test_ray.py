@@ -2,40 +2,23 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from ppe_lora import cli
 from ppe_lora.corpus.teachers.llm.raw_log import read_replies
+from tests.teacher_builds import compatible, data, write_recipe
 from tests.teacher_fakes import write_request
 from tests.teacher_servers import CHAT, KEY, Fault, OpenAIServer, Status, serve
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-ray" / "bin" / "python"
 ROWS = 150
-RECIPE = """\
-data:
-  name: d
-  source:
-    kind: generate
-    rows: {rows}
-    teacher: {{kind: openai_compatible, model: teacher-1, endpoints: [{{url: '{url}/v1'}}], api_key_env: RAY_TEST_KEY}}
-student: {{model: none}}
-"""
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.skipif(not PYTHON.is_file(), reason=f"no {PYTHON}: `make test-ray` makes it"),
 ]
-
-
-def data(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["ppe-lora", "data", command, "r.yaml", *arguments])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert not end.value.code
 
 
 def some_fail(path: str, number: int) -> Fault | None:
@@ -47,12 +30,11 @@ def test_ray_answers_the_questions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ray keeps rows in typed columns: a body that they change, or an answer under another's key, would go unseen."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_TEST_KEY", KEY)
     server = OpenAIServer(answer=write_request, key=KEY, faults=some_fail)
     with serve(server) as url:
-        Path("r.yaml").write_text(RECIPE.format(rows=ROWS, url=url))
-        data(monkeypatch, "questions", "--out", "q")
+        write_recipe(tmp_path, f"{compatible(url)}, api_key_env: RAY_TEST_KEY", ROWS)
+        assert data(monkeypatch, tmp_path, "questions", "--out", "q") == 0
         command = [PYTHON, ROOT / "examples" / "ray_batch.py", "q/requests-000.jsonl", "results.jsonl"]
         done = subprocess.run(
             [*command, "--url", f"{url}/v1", "--key-variable", "RAY_TEST_KEY", "--batch", "32"],
@@ -63,9 +45,9 @@ def test_ray_answers_the_questions(
         asked = [line["body"] for line in lines]
         assert len(server.bodies) == ROWS - 1
         assert all(body in asked for body in server.bodies)
-        data(monkeypatch, "answers", "--results", "results.jsonl")
+        assert data(monkeypatch, tmp_path, "answers", "--results", "results.jsonl") == 0
         assert f"{ROWS - 1} new answers\n  1 questions have none (the first: results.jsonl:" in capsys.readouterr().out
-        data(monkeypatch, "build")
+        assert data(monkeypatch, tmp_path, "build") == 0
         assert len(server.bodies) == ROWS  # the build asks the one that was refused
     kept = {key: reply.text for key, reply in read_replies(Path("data/raw/d")).items()}
     assert kept == {line["custom_id"]: write_request(line["body"]) for line in lines}

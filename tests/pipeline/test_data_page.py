@@ -1,7 +1,6 @@
 """`ppe-lora data stats`, and the page it writes as a browser shows it: true numbers, no requests, nothing runs off."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import ppe_lora.corpus.build as build_module
-from ppe_lora import cli
 from ppe_lora.artifacts import hash_file, read_json
 from ppe_lora.corpus.teachers import Phrased, make_teacher
+from tests.command import ppe_lora
 from tests.tiny import tiny_llama
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -38,15 +37,6 @@ class HostileTeacher:
             Phrased(next(self._spoilt, said.text) if ask.language == "en" else said.text, said.scenario)
             for ask, said in phrased
         ]
-
-
-def ppe_lora(*arguments: str) -> int:
-    """Run the command line in this process; return its exit status."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ppe-lora", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    return int(end.value.code or 0)
 
 
 @pytest.fixture(scope="module")

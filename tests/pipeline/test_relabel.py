@@ -18,7 +18,8 @@ from ppe_lora.corpus.teachers.llm.mistral import MistralEndpoint
 from ppe_lora.corpus.teachers.llm.mistral_batch import MistralBatch
 from ppe_lora.recipe.load import load_recipe
 from ppe_lora.tasks.scores import ScoresTask
-from tests.pipeline.test_teacher_data import compatible, ppe_lora, write_recipe, write_request
+from tests.teacher_builds import PRICED, build, compatible, write_recipe
+from tests.teacher_fakes import write_request
 from tests.teacher_servers import KEY, MistralServer, OpenAIServer, serve
 
 TASK = ScoresTask()
@@ -83,23 +84,23 @@ def test_far_texts_are_rejected_and_nothing_is_asked_twice(
     data, raw = tmp_path / "data/d", tmp_path / "data/raw/d"
     with serve(server) as url:
         write_recipe(tmp_path, compatible(url), rows=ROWS)
-        assert ppe_lora(monkeypatch, tmp_path, RELABEL, "--dry-run") == 0
+        assert build(monkeypatch, tmp_path, RELABEL, "--dry-run") == 0
         assert (
             f"data/d: texts to read back; {ROWS} requests still to ask teacher-1, 0 answered" in capsys.readouterr().out
         )
         assert server.received == {}
-        assert ppe_lora(monkeypatch, tmp_path, RELABEL) == 0
+        assert build(monkeypatch, tmp_path, RELABEL) == 0
         asked = len(server.bodies)
         readings = [body for body in server.bodies if ReadingModel.reads(body)]
         manifest = read_json(data / "manifest.json")
         lines = [json.loads(line) for line in (data / "rejected.jsonl").open(encoding="utf-8")]
-        assert ppe_lora(monkeypatch, tmp_path, RELABEL) == 0  # up to date
+        assert build(monkeypatch, tmp_path, RELABEL) == 0  # up to date
         (data / "manifest.json").unlink()
         capsys.readouterr()
-        assert ppe_lora(monkeypatch, tmp_path, RELABEL) == 0  # made again
+        assert build(monkeypatch, tmp_path, RELABEL) == 0  # made again
         assert len(server.bodies) == asked
         assert read_json(data / "manifest.json")["dataset_version"] == manifest["dataset_version"]
-        assert ppe_lora(monkeypatch, tmp_path, RELABEL, "--dry-run") == 0
+        assert build(monkeypatch, tmp_path, RELABEL, "--dry-run") == 0
         shown = capsys.readouterr().out
     others = [line for line in lines if line["rule"] != "re-reading"]
     assert manifest["rejected"]["near-duplicate"] >= 5
@@ -148,18 +149,18 @@ def test_the_reader_has_a_budget_of_its_own_and_goes_on_after_it(
             "data.filters.relabel={teacher: {kind: openai_compatible, model: reader-1, "
             f"endpoints: [{{url: '{reader_url}/v1'}}], budget: {{requests: %d}}}}, k: 8.0}}"
         )
-        assert ppe_lora(monkeypatch, tmp_path, section % 15) == 2
+        assert build(monkeypatch, tmp_path, section % 15) == 2
         assert "budget.requests: the limit of 15 has no room for another question" in capsys.readouterr().err
         assert (len(writer.bodies), len(reader.bodies)) == (40, 15)
         assert not (tmp_path / "data/d").exists()
-        assert ppe_lora(monkeypatch, tmp_path, section % 40) == 0
+        assert build(monkeypatch, tmp_path, section % 40) == 0
         assert len(writer.bodies) == 40
     manifest = read_json(tmp_path / "data/d/manifest.json")
     assert len(reader.bodies) == manifest["relabel"]["read"] + manifest["relabel"]["unread"]
     # Neither the budget nor an address is content; k is, but changes no question: nobody listens any more.
-    assert ppe_lora(monkeypatch, tmp_path, section % 1) == 0
+    assert build(monkeypatch, tmp_path, section % 1) == 0
     assert read_json(tmp_path / "data/d/manifest.json") == manifest
-    assert ppe_lora(monkeypatch, tmp_path, (section % 40).replace("8.0", "1.0")) == 0
+    assert build(monkeypatch, tmp_path, (section % 40).replace("8.0", "1.0")) == 0
     assert read_json(tmp_path / "data/d/manifest.json")["relabel"]["threshold"] < manifest["relabel"]["threshold"]
 
 
@@ -172,8 +173,8 @@ def test_mistral_reads_in_both_modes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for endpoint, options in ((MistralEndpoint, {}), (MistralBatch, {"poll_s": 0.02})):
             at_url = functools.partialmethod(endpoint.__init__, server_url=url, **options)
             monkeypatch.setattr(endpoint, "__init__", at_url)
-        write_recipe(tmp_path, f"kind: mistral, model: teacher-1, mode: {mode}", rows=24)
-        assert ppe_lora(monkeypatch, tmp_path, RELABEL) == 0
+        write_recipe(tmp_path, f"kind: mistral, model: teacher-1, mode: {mode}, {PRICED}", rows=24)
+        assert build(monkeypatch, tmp_path, RELABEL) == 0
     read = read_json(tmp_path / "data/d/manifest.json")["relabel"]
     raw = tmp_path / "data/raw/d"
     assert len((raw / "readings.jsonl").read_text().splitlines()) == read["read"] + read["unread"]

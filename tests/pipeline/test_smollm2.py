@@ -1,13 +1,12 @@
 """The real small model through every stage, on little data: minutes, not seconds."""
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 
-from ppe_lora import cli
 from ppe_lora.artifacts import read_json
+from tests.command import ppe_lora
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -27,10 +26,7 @@ def test_the_demo_in_small(tmp_path, monkeypatch):
         "name=small", "data.name=small", "data.source.rows=150",
         "train.epochs=1", "evaluate.latency_rows=2", "evaluate.gate=0.5", "export.verify_rows=20",
     ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["ppe-lora", "run", str(REPOSITORY / "recipes" / "demo.yaml"), *overrides])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert not end.value.code
+    assert ppe_lora("run", str(REPOSITORY / "recipes" / "demo.yaml"), *overrides) == 0
     run = tmp_path / "checkpoints" / "small"
     test = read_json(run / "test" / "eval_metrics.json")
     assert test["json_valid_rate"] >= 0.5

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from ppe_lora import cli
 from ppe_lora.artifacts import read_json
 from ppe_lora.corpus.rows import SPLITS, split_path
 from ppe_lora.corpus.teachers.llm.mistral import MistralEndpoint
 from ppe_lora.corpus.teachers.llm.mistral_batch import MistralBatch
+from tests.teacher_builds import PRICED, build, compatible, write_recipe
 from tests.teacher_fakes import write_request
 from tests.teacher_servers import (
     CHAT,
@@ -36,16 +36,6 @@ from tests.teacher_servers import (
 
 REPOSITORY = Path(__file__).parents[2]
 ROWS = 200
-RECIPE = """\
-data:
-  name: d
-  source:
-    kind: generate
-    rows: {rows}
-    teacher: {{{teacher}, limits: {{concurrency: 8}}, prices: {{prompt: 1.0, completion: 2.0}}}}
-  split: {{valid: 0.2, test: 0.2}}
-student: {{model: none}}
-"""
 
 
 def write_slowly(body: Mapping[str, Any]) -> str:
@@ -59,24 +49,6 @@ def some_faults(path: str, number: int) -> Fault | None:
     if path == CHAT and number == 52:
         return Status(429, {"retry-after": "0.1"})
     return faults[number // 10 % 4] if path == CHAT and number % 10 == 9 else None
-
-
-def compatible(url: str) -> str:
-    return f"kind: openai_compatible, model: teacher-1, endpoints: [{{url: '{url}/v1'}}]"
-
-
-def write_recipe(folder: Path, teacher: str, rows: int = ROWS) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "r.yaml").write_text(RECIPE.format(rows=rows, teacher=teacher))
-
-
-def ppe_lora(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
-    """Run the command line in this process; return its exit status."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["ppe-lora", "data", "build", "r.yaml", *arguments])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0)
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
@@ -105,8 +77,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working directory of a build that met no fault."""
     folder = tmp_path_factory.mktemp("whole")
     with serve(OpenAIServer(answer=write_request)) as url, pytest.MonkeyPatch.context() as patch:
-        write_recipe(folder, compatible(url))
-        assert ppe_lora(patch, folder) == 0
+        write_recipe(folder, compatible(url), ROWS)
+        assert build(patch, folder) == 0
     return folder
 
 
@@ -132,7 +104,7 @@ def test_killed_interrupted_and_among_faults_it_ends_with_the_same_data(
     """A kill that loses answers costs money; one that changes the data makes results nobody can repeat."""
     server = OpenAIServer(answer=write_slowly, faults=some_faults)
     with serve(server) as url:
-        write_recipe(tmp_path, compatible(url))
+        write_recipe(tmp_path, compatible(url), ROWS)
         for answers, number, status in ((60, signal.SIGKILL, -9), (120, signal.SIGINT, 130)):
             process = start(tmp_path)
             stop_at(process, server, answers, number)
@@ -140,7 +112,7 @@ def test_killed_interrupted_and_among_faults_it_ends_with_the_same_data(
             assert process.returncode == status, out + err
             assert not (tmp_path / "data" / "d").exists()
         assert "run the same command again for the rest" in out
-        assert ppe_lora(monkeypatch, tmp_path) == 0
+        assert build(monkeypatch, tmp_path) == 0
     assert content(tmp_path) == content(whole)
     asked = Counter(body["seed"] for body in server.bodies)
     assert len(asked) == ROWS
@@ -157,8 +129,8 @@ def test_two_shards_make_the_unsharded_set(
     here, there = tmp_path / "here", tmp_path / "there"
     with serve(server) as url:
         for folder, shard in ((here, "1/2"), (there, "2/2")):
-            write_recipe(folder, compatible(url))
-            assert ppe_lora(monkeypatch, folder, "--shard", shard) == 0
+            write_recipe(folder, compatible(url), ROWS)
+            assert build(monkeypatch, folder, "--shard", shard) == 0
             assert not (folder / "data" / "d").exists()
     assert len(server.bodies) == len({body["seed"] for body in server.bodies}) == ROWS
     raw = (here / "data/raw/d/answers-1of2.jsonl", there / "data/raw/d/answers-2of2.jsonl")
@@ -168,7 +140,7 @@ def test_two_shards_make_the_unsharded_set(
     assert f"data/raw/d: {first} questions have a raw answer; {second} are other shards'" in capsys.readouterr().out
     raw[1].rename(raw[0].with_name(raw[1].name))
     # Nobody listens any more: a build that asked anything would fail.
-    assert ppe_lora(monkeypatch, here) == 0
+    assert build(monkeypatch, here) == 0
     assert content(here) == content(whole)
 
 
@@ -179,7 +151,7 @@ def test_a_dry_run_asks_nothing_and_adds_up(
     server = OpenAIServer(answer=write_request)
     with serve(server) as url:
         write_recipe(tmp_path, compatible(url), rows=50)
-        assert ppe_lora(monkeypatch, tmp_path, "--dry-run", "data.source.teacher.limits.requests_per_minute=10") == 0
+        assert build(monkeypatch, tmp_path, "--dry-run", "data.source.teacher.limits.requests_per_minute=10") == 0
     shown = capsys.readouterr().out
     assert "data/d: 50 rows; 50 requests still to ask teacher-1, 0 answered already\n" in shown
     assert "300 s at 10 requests a minute" in shown.replace("5 min", "300 s")
@@ -187,7 +159,7 @@ def test_a_dry_run_asks_nothing_and_adds_up(
     assert f"money   {(prompt + 2 * completion) / 1e6:.2f} expected" in shown
     assert server.received == {}
     assert not (tmp_path / "data" / "d").exists()
-    assert ppe_lora(monkeypatch, whole, "--dry-run", f"data.source.rows={ROWS + 30}") == 0
+    assert build(monkeypatch, whole, "--dry-run", f"data.source.rows={ROWS + 30}") == 0
     assert f"30 requests still to ask teacher-1, {ROWS} answered already" in capsys.readouterr().out
 
 
@@ -198,15 +170,15 @@ def test_a_spent_budget_stops_and_a_larger_one_goes_on(
     server = OpenAIServer(answer=write_request)
     with serve(server) as url:
         write_recipe(tmp_path, compatible(url), rows=60)
-        assert ppe_lora(monkeypatch, tmp_path, "data.source.teacher.budget.requests=25") == 2
+        assert build(monkeypatch, tmp_path, "data.source.teacher.budget.requests=25") == 2
         assert "budget.requests: the limit of 25 has no room for another question" in capsys.readouterr().err
         assert len(server.bodies) == 25
-        assert ppe_lora(monkeypatch, tmp_path, "data.source.teacher.budget.requests=60") == 0
+        assert build(monkeypatch, tmp_path, "data.source.teacher.budget.requests=60") == 0
         assert len(server.bodies) == 60
     # Neither the budget nor an address is content: nothing is made again, and nobody needs to listen.
     version = read_json(tmp_path / "data/d/manifest.json")["dataset_version"]
     capsys.readouterr()
-    assert ppe_lora(monkeypatch, tmp_path, "data.source.teacher.budget.requests=1") == 0
+    assert build(monkeypatch, tmp_path, "data.source.teacher.budget.requests=1") == 0
     assert capsys.readouterr().out.startswith("data/d: ")
     assert read_json(tmp_path / "data/d/manifest.json")["dataset_version"] == version
 
@@ -218,17 +190,17 @@ def test_a_corrupt_raw_line_is_named_and_skipped_on_request(
     server = OpenAIServer(answer=write_request)
     with serve(server) as url:
         write_recipe(tmp_path, compatible(url), rows=40)
-        assert ppe_lora(monkeypatch, tmp_path) == 0
+        assert build(monkeypatch, tmp_path) == 0
         raw = tmp_path / "data/raw/d/answers.jsonl"
         lines = raw.read_text().splitlines()
         raw.write_text("\n".join([*lines[:9], lines[9][:40], *lines[10:]]) + "\n")
         before = content(tmp_path)
         capsys.readouterr()
         for arguments in (["data.split.valid=0.3"], ["--dry-run"]):
-            assert ppe_lora(monkeypatch, tmp_path, *arguments) == 2
+            assert build(monkeypatch, tmp_path, *arguments) == 2
             assert capsys.readouterr().err.startswith("error: data/raw/d/answers.jsonl:10: expected a raw reply; ")
         (tmp_path / "data/d/manifest.json").unlink()
-        assert ppe_lora(monkeypatch, tmp_path, "--skip-corrupt") == 0
+        assert build(monkeypatch, tmp_path, "--skip-corrupt") == 0
     assert len(server.bodies) == 41
     assert content(tmp_path) == before
 
@@ -239,17 +211,17 @@ def test_no_server_no_model_no_key(
     """Each must be said at once, with the remedy, not after an hour of retries."""
     url = f"http://127.0.0.1:{free_port()}"
     write_recipe(tmp_path, compatible(url), rows=10)
-    assert ppe_lora(monkeypatch, tmp_path) == 2
+    assert build(monkeypatch, tmp_path) == 2
     assert f"start a server, for example `vllm serve teacher-1 --port {url[-5:].lstrip(':')}" in capsys.readouterr().err
-    assert ppe_lora(monkeypatch, tmp_path, "data.source.teacher.api_key_env=NO_SUCH_KEY") == 2
+    assert build(monkeypatch, tmp_path, "data.source.teacher.api_key_env=NO_SUCH_KEY") == 2
     assert "NO_SUCH_KEY: expected the API key of" in capsys.readouterr().err
     with serve(OpenAIServer(models=("other",))) as url:
         write_recipe(tmp_path, compatible(url), rows=10)
-        assert ppe_lora(monkeypatch, tmp_path) == 2
+        assert build(monkeypatch, tmp_path) == 2
     assert "expected a served model; got 'teacher-1'; it serves other" in capsys.readouterr().err
     monkeypatch.delenv("MISTRAL_API_KEY", raising=False)
     write_recipe(tmp_path, "kind: mistral, model: teacher-1", rows=10)
-    assert ppe_lora(monkeypatch, tmp_path) == 2
+    assert build(monkeypatch, tmp_path) == 2
     assert capsys.readouterr().err.startswith("error: MISTRAL_API_KEY: expected an API key")
 
 
@@ -266,14 +238,15 @@ def test_mistral_in_both_modes(
         monkeypatch.setattr(MistralEndpoint, "__init__", at_url)
         at_url_too = functools.partialmethod(MistralBatch.__init__, server_url=url, poll_s=0.02)
         monkeypatch.setattr(MistralBatch, "__init__", at_url_too)
-        write_recipe(tmp_path, f"kind: mistral, model: teacher-1, mode: {mode}", rows=40)
+        write_recipe(tmp_path, f"kind: mistral, model: teacher-1, mode: {mode}, {PRICED}", rows=40)
+        assert build(monkeypatch, tmp_path, "data.source.teacher.model=teacher-9") == 2
+        assert "expected one of the 2 models of the account; got 'teacher-9'; did you mean" in capsys.readouterr().err
+        assert set(server.received) == {"/v1/models"}
         money = "data.source.teacher.budget.money=0.01"
-        assert ppe_lora(monkeypatch, tmp_path, money) == 2
+        assert build(monkeypatch, tmp_path, money) == 2
         assert "budget.money: the limit of 0.01 has no room for another question" in capsys.readouterr().err
-        assert ppe_lora(monkeypatch, tmp_path) == 0
-        assert (
-            ppe_lora(monkeypatch, tmp_path, "data.source.teacher.mode=realtime", "data.filters.near_duplicate=1") == 0
-        )
+        assert build(monkeypatch, tmp_path) == 0
+        assert build(monkeypatch, tmp_path, "data.source.teacher.mode=realtime", "data.filters.near_duplicate=1") == 0
     raw = [json.loads(line) for line in (tmp_path / "data/raw/d/answers.jsonl").read_text().splitlines()]
     assert len(raw) == 40
     assert {line["endpoint"] for line in raw} == {"mistral batch" if mode == "batch" else "mistral"}

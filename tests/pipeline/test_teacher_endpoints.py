@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from ppe_lora.corpus.teachers.llm.chat_format import read_reply
-from ppe_lora.corpus.teachers.llm.exchange import Endpoint, Question, Refused, Reply, Throttled, Unavailable
+from ppe_lora.corpus.teachers.llm.exchange import (
+    Endpoint,
+    Question,
+    RateLimit,
+    Refused,
+    Reply,
+    Throttled,
+    Unavailable,
+)
 from ppe_lora.corpus.teachers.llm.http_failures import retry_after_s
 from ppe_lora.corpus.teachers.llm.mistral import MistralEndpoint
 from ppe_lora.corpus.teachers.llm.openai_compatible import OpenAICompatibleEndpoint
@@ -110,20 +118,29 @@ def test_no_schema_no_response_format(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("headers", "seconds"),
+    ("headers", "seconds", "limit"),
     [
-        ({"Retry-After": "2"}, 2.0),
-        ({"X-RateLimit-Reset": "1.5"}, 1.5),
-        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}, 360.0),
-        ({"x-ratelimit-limit-req-minute": "720", "x-ratelimit-remaining-req-minute": "0"}, None),
-        ({}, None),
+        ({"Retry-After": "2"}, 2.0, RateLimit()),
+        ({"X-RateLimit-Reset": "1.5"}, 1.5, RateLimit()),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}, 360.0, RateLimit()),
+        (
+            {"x-ratelimit-limit-req-minute": "720", "x-ratelimit-remaining-req-minute": "0",
+             "x-ratelimit-limit-tokens-minute": "5000000", "x-ratelimit-limit-tokens-month": "9"},
+            None,
+            RateLimit(720, 5_000_000),
+        ),
+        # Of a day or a minute? Nor can nothing be a limit.
+        ({"x-ratelimit-limit-requests": "200", "X-RateLimit-Limit-Req-Minute": "0"}, None, RateLimit()),
+        ({}, None, RateLimit()),
     ],
-)
-def test_429_is_throttled_and_says_how_long(kind: str, headers: dict[str, str], seconds: float | None) -> None:
+)  # fmt: skip
+def test_429_is_throttled_and_says_how_long(
+    kind: str, headers: dict[str, str], seconds: float | None, limit: RateLimit
+) -> None:
     """A limit taken for a failure burns the attempts; a lost header makes the client knock too early."""
     error, server = failing(kind, Status(429, headers))
     assert isinstance(error, Throttled)
-    assert error.retry_after_s == seconds
+    assert (error.retry_after_s, error.limit) == (seconds, limit)
     assert "HTTP 429 (status 429)" in str(error)
     assert server.received[CHAT] == 1  # a client that retries by itself would hide the limit
 
@@ -232,6 +249,17 @@ def test_two_hundred_at_once(kind: str) -> None:
     assert [(reply.key, reply.text) for reply in replies] == [
         (question.key, question.messages[-1]["content"]) for question in questions
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_proxy_of_the_environment_is_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a company's proxy nothing else gets out; connections of our own making would just time out."""
+    server = server_of(kind)
+    with serve(server) as url:
+        monkeypatch.setenv("HTTP_PROXY", url)
+        with pytest.raises(Refused, match="404"):  # the loopback server is no proxy, but it saw the whole address
+            with_endpoint(make(kind, "http://teacher.invalid"), lambda one: one.ask(ask_for()))
+    assert set(server.received) == {f"http://teacher.invalid{CHAT}"}
 
 
 def test_mistral_without_a_key_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

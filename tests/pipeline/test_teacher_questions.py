@@ -2,40 +2,17 @@
 
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ppe_lora import cli
 from ppe_lora.artifacts import read_json
+from tests.teacher_builds import compatible, data, write_recipe
 from tests.teacher_fakes import write_request
 from tests.teacher_servers import OpenAIServer, free_port, serve
 
 ROWS = 120
-RECIPE = """\
-data:
-  name: d
-  source: {{kind: generate, rows: {rows}, teacher: {teacher}}}
-  split: {{valid: 0.2, test: 0.2}}
-student: {{model: none}}
-"""
-
-
-def write_recipe(folder: Path, url: str) -> None:
-    folder.mkdir(exist_ok=True)
-    teacher = f"{{kind: openai_compatible, model: teacher-1, endpoints: [{{url: '{url}/v1'}}]}}"
-    (folder / "r.yaml").write_text(RECIPE.format(rows=ROWS, teacher=teacher))
-
-
-def data(monkeypatch: pytest.MonkeyPatch, folder: Path, command: str, *arguments: str) -> int:
-    """Run `ppe-lora data COMMAND r.yaml` in this process; return its exit status."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["ppe-lora", "data", command, "r.yaml", *arguments])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0)
 
 
 def run_batch(requests: Path, server: OpenAIServer) -> list[dict[str, Any]]:
@@ -67,9 +44,9 @@ def test_another_engines_answers_make_the_same_data_set(
     server = OpenAIServer(answer=write_request)
     direct, offline = tmp_path / "direct", tmp_path / "offline"
     with serve(server) as url:
-        write_recipe(direct, url)
+        write_recipe(direct, compatible(url), ROWS)
         assert data(monkeypatch, direct, "build") == 0
-        write_recipe(offline, url)
+        write_recipe(offline, compatible(url), ROWS)
         asked = server.received.total()
         assert data(monkeypatch, offline, "questions", "--out", "q") == 0
         assert f"q/requests-000.jsonl: {ROWS} questions to teacher-1" in capsys.readouterr().out
@@ -106,7 +83,7 @@ def test_what_cannot_be_asked_or_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Old files beside new ones are paid for twice; a misspelt file must not look like an engine without answers."""
-    write_recipe(tmp_path, f"http://127.0.0.1:{free_port()}")
+    write_recipe(tmp_path, compatible(f"http://127.0.0.1:{free_port()}"), ROWS)
     assert data(monkeypatch, tmp_path, "questions", "--out", "q") == 0
     assert data(monkeypatch, tmp_path, "questions", "--out", "q") == 2
     assert capsys.readouterr().err == (
@@ -114,6 +91,6 @@ def test_what_cannot_be_asked_or_read_is_named(
     )
     assert data(monkeypatch, tmp_path, "answers", "--results", "q/none.jsonl") == 2
     assert capsys.readouterr().err == "error: q/none.jsonl: expected a file of batch results; got none\n"
-    (tmp_path / "r.yaml").write_text(RECIPE.format(rows=9, teacher="{kind: scripted}"))
+    write_recipe(tmp_path, "kind: scripted", rows=9)
     assert data(monkeypatch, tmp_path, "questions", "--out", "other") == 2
     assert capsys.readouterr().err.startswith("error: data questions: expected a teacher that is a language model; got")

@@ -19,8 +19,7 @@ import pytest
 
 from ppe_lora.corpus.teachers.llm.asking import Settings
 from ppe_lora.corpus.teachers.llm.client import Client
-from ppe_lora.corpus.teachers.llm.exchange import Question
-from ppe_lora.corpus.teachers.llm.limits import RateLimit
+from ppe_lora.corpus.teachers.llm.exchange import Question, RateLimit
 from ppe_lora.corpus.teachers.llm.mistral import MistralEndpoint
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog, read_replies
 from ppe_lora.corpus.teachers.llm.servers import Server
@@ -36,9 +35,9 @@ FAULTS = (Status(500), Status(503), Reset(), Reset(late=True), Truncated(), Trun
           TOO_LATE)  # fmt: skip
 SHARE = 0.1
 THROTTLES = {3000: Status(429, {"retry-after": "1", "x-ratelimit-remaining": "0"}), 7000: Status(429)}
-"""Few: the client takes each for the news that its rate is too high."""
-SLOWED_S = 40.0
-"""After a 429 the client is slower on purpose: a pause of a second, then 36 s until it is back at the full rate."""
+"""Few, and more than a minute apart: where they come often, the client takes its rate for too high."""
+SLOWED_S = 6.0
+"""After a 429 the client is slower on purpose: a pause of a second, then 4 s until it is back at the full rate."""
 _fault: ContextVar[Fault | None] = ContextVar("fault")
 
 

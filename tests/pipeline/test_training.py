@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ppe_lora.artifacts import read_json
-from ppe_lora.corpus.rows import targets_matrix
-from ppe_lora.errors import DataError, RunError, SelectionError
+from ppe_lora.corpus.rows import Row, row_id, split_path, targets_matrix, write_rows
+from ppe_lora.errors import DataError, ModelError, RunError, SelectionError
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Evaluate
 from ppe_lora.student import callbacks
@@ -30,6 +30,7 @@ from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.training import train
 from ppe_lora.student.trie import build_trie
 from tests.runs import TASK, make_data, make_recipe, make_rows
+from tests.tiny import tiny_llama
 
 REPOSITORY = Path(__file__).parents[2]
 TRAIN = "train: {{epochs: 1, rows_per_step: 8, rows_per_micro_step: {micro}, learning_rate: 5e-3}}"
@@ -223,8 +224,6 @@ def test_quantized_bases_train(speaker, tmp_path, quantization):
 
 def test_no_epoch_through_the_gate_is_an_error_that_names_the_nearest(tmp_path, speaker):
     """A model that answers nothing valid must not be selected; its run is kept for a look."""
-    from tests.tiny import tiny_llama
-
     mute = tiny_llama(tmp_path / "mute")
     with pytest.raises(SelectionError, match=r"no epoch passes the format gate of 0\.5; the nearest is epoch 1 with"):
         run_in(tmp_path, mute, TRAIN.format(micro=4).replace("5e-3", "1e-6"), EVALUATE)
@@ -246,6 +245,26 @@ def test_rows_that_do_not_fit_are_counted_and_never_cut(speaker, tmp_path, capsy
     assert f"rows are longer than student.max_tokens = {longest - 1} and are left out" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"train: every row is longer than student\.max_tokens = 9"):
         run_in(tmp_path / "b", speaker, lengths.format(speaker, 9), TRAIN.format(micro=4), EVALUATE)
+
+
+def test_an_answer_in_other_tokens_is_named_before_training(tmp_path):
+    """A token that joins two values stands in no probe of one value at a time: its row's scores would be learned at
+    tokens that the model never meets, without a word."""
+    model = tiny_llama(tmp_path / "joins")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(['7,"b":7'])
+    tokenizer.save_pretrained(model)
+    data = make_data(tmp_path / "data" / "d")
+    target = {"a": 47, "b": 72}
+    joined = Row(id=row_id("both", target, "en", None), request="both", target=target, language="en")
+    others = [row for row in make_rows(9, seed=2) if not (row.target["a"] % 10 == 7 and row.target["b"] // 10 == 7)]
+    write_rows(split_path(data, "train"), [*others, joined])
+    with pytest.raises(ModelError) as error:
+        train(load_recipe(make_recipe(tmp_path, model)), data, tmp_path / "checkpoints" / "run")
+    assert str(error.value) == (
+        f"row {joined.id}: expected the answer in the tokens of its keys and values; got others, so the tokenizer "
+        "joins parts of {'a': 47, 'b': 72}; choose a student whose tokenizer has a token a digit"
+    )
 
 
 def test_steps_that_cannot_be_divided_are_refused():

@@ -1,16 +1,15 @@
 """`ppe-lora run`: every stage in order, skipped when nothing changed, and errors a user can mend."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ppe_lora import cli
 from ppe_lora.artifacts import read_json
 from ppe_lora.corpus.rows import SPLITS, split_path
+from tests.command import ppe_lora
 from tests.runs import TASK, TASK_YAML, make_data, make_recipe, make_rows
 from tests.tiny import tiny_llama
 
@@ -19,14 +18,6 @@ train: {epochs: 12, rows_per_step: 4, rows_per_micro_step: 4, learning_rate: 3e-
 evaluate: {gate: 0.5, latency_rows: 1}
 export: {verify_rows: 5}
 """
-
-
-def ppe_lora(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run the command line in this process; return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["ppe-lora", *arguments])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0)
 
 
 @pytest.fixture
@@ -46,11 +37,11 @@ def imported(model: Path) -> str:
     return "\n".join([TASK_YAML, data, f"student: {{model: '{model}', lora: {{rank: 4}}}}", SECTIONS])
 
 
-def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, monkeypatch, capsys):
+def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, capsys):
     """The main job: each stage leaves what the contract says, and a second run makes nothing again."""
     write_source(here, 60)
     (here / "mine.yaml").write_text(imported(speaker))
-    assert ppe_lora(monkeypatch, "run", "mine.yaml") == 0
+    assert ppe_lora("run", "mine.yaml") == 0
     first = capsys.readouterr().out
     assert "times that of always answering the train mean" in first
     assert "5 of 5 answers identical to those of the adapter" in first
@@ -74,19 +65,19 @@ def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, monke
     assert TASK.parse(text).values[0] < 50 < TASK.parse(text).values[1]
 
     before = {path: path.stat().st_mtime_ns for path in [*run.rglob("*"), *data.rglob("*")] if path.is_file()}
-    assert ppe_lora(monkeypatch, "run", "mine.yaml") == 0
+    assert ppe_lora("run", "mine.yaml") == 0
     changed = [path.name for path, when in before.items() if path.stat().st_mtime_ns != when]
     assert changed == ["summary.md"]
     assert "training is complete and unchanged" in capsys.readouterr().out
 
 
-def test_an_adapter_of_a_quantized_base_is_merged_into_the_unquantized_one(here, speaker, monkeypatch, capsys):
+def test_an_adapter_of_a_quantized_base_is_merged_into_the_unquantized_one(here, speaker, capsys):
     """The answers of the quantized and the merged model may differ; the report must give both errors, not hide it."""
     make_data(here / "data" / "d")
     student = f"student: {{model: '{speaker}', quantization: nf4, lora: {{rank: 4}}}}"
     make_recipe(here, speaker, student, *SECTIONS.replace("gate: 0.5", "gate: 0.0").splitlines())
-    assert ppe_lora(monkeypatch, "train", "run.yaml") == 0
-    assert ppe_lora(monkeypatch, "export", "run.yaml") == 0
+    assert ppe_lora("train", "run.yaml") == 0
+    assert ppe_lora("export", "run.yaml") == 0
     manifest = read_json(here / "checkpoints" / "run" / "merged" / "manifest.json")
     assert "of the adapter on its nf4 base; mse_norm " in manifest["verdict"]
     assert manifest["adapter"]["mse_norm"] >= 0
@@ -111,58 +102,58 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
-def test_broken_rows_are_named_with_file_and_line(here, speaker, monkeypatch, capsys, case):
+def test_broken_rows_are_named_with_file_and_line(here, speaker, capsys, case):
     text, message = BAD_ROWS[case]
     make_data(here / "data" / "d")
     path = split_path(Path("data/d"), "train")
     path.write_text(text)
     make_recipe(here, speaker)
-    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert ppe_lora("train", "run.yaml") == 2
     assert capsys.readouterr().err == f"error: {message.format(path=path)}\n"
 
 
-def test_a_missing_data_set_says_how_to_make_it(here, speaker, monkeypatch, capsys):
+def test_a_missing_data_set_says_how_to_make_it(here, speaker, capsys):
     make_recipe(here, speaker)
-    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert ppe_lora("train", "run.yaml") == 2
     assert capsys.readouterr().err == "error: data/d: no finished data set; make it with `ppe-lora data build RECIPE`\n"
 
 
-def test_a_missing_data_file_says_how_to_make_it(here, speaker, monkeypatch, capsys):
+def test_a_missing_data_file_says_how_to_make_it(here, speaker, capsys):
     make_data(here / "data" / "d")
     split_path(Path("data/d"), "valid").unlink()
     make_recipe(here, speaker)
-    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert ppe_lora("train", "run.yaml") == 2
     assert capsys.readouterr().err == (
         "error: data/d/ft_request_param_valid.jsonl: no such data file; make it with `ppe-lora data build RECIPE`\n"
     )
 
 
-def test_unknown_keys_and_wrong_types_exit_with_status_2(here, speaker, monkeypatch, capsys):
+def test_unknown_keys_and_wrong_types_exit_with_status_2(here, speaker, capsys):
     make_recipe(here, speaker, "train: {learning_rat: 1, epochs: many}")
-    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert ppe_lora("train", "run.yaml") == 2
     assert capsys.readouterr().err == (
         "error: run.yaml:3: train.epochs: expected a valid integer; got 'many'\n"
         "run.yaml:3: train.learning_rat: unknown key; did you mean 'learning_rate'?\n"
     )
 
 
-def test_a_model_folder_without_weights(here, monkeypatch, capsys):
+def test_a_model_folder_without_weights(here, capsys):
     make_data(here / "data" / "d")
     tiny_llama(here / "model")
     (here / "model" / "model.safetensors").unlink()
     make_recipe(here, Path("model"))
-    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert ppe_lora("train", "run.yaml") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: model: expected weights in *.safetensors; got ")
     assert not (here / "checkpoints" / "run" / "epochs").exists()
 
 
-def test_a_tokenizer_that_joins_digits(here, monkeypatch, capsys):
+def test_a_tokenizer_that_joins_digits(here, capsys):
     """Its numbers have no digits to learn place values from, and no digit trie."""
     make_data(here / "data" / "d")
     tiny_llama(here / "model", numbers="whole")
     make_recipe(here, Path("model"))
-    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert ppe_lora("train", "run.yaml") == 2
     assert "error: model: tokenizer splits numbers into multi-digit tokens" in capsys.readouterr().err
 
 
@@ -173,29 +164,29 @@ def test_a_quantization_this_machine_cannot_do(here, speaker, monkeypatch, capsy
     monkeypatch.setattr(load, "quantization_problem", lambda kind, device: "no kernel for this device")
     make_data(here / "data" / "d")
     make_recipe(here, speaker, f"student: {{model: '{speaker}', quantization: nf4}}")
-    assert ppe_lora(monkeypatch, "train", "run.yaml") == 2
+    assert ppe_lora("train", "run.yaml") == 2
     assert capsys.readouterr().err == (
         "error: student.quantization: expected a machine that can do nf4 on cpu; got: no kernel for this device; set "
         "it to none, or install a bitsandbytes for this device\n"
     )
 
 
-def test_stages_out_of_order_say_what_is_missing(here, speaker, monkeypatch, capsys):
+def test_stages_out_of_order_say_what_is_missing(here, speaker, capsys):
     make_data(here / "data" / "d")
     make_recipe(here, speaker)
     for stage in ("evaluate", "export"):
-        assert ppe_lora(monkeypatch, stage, "run.yaml") == 2
+        assert ppe_lora(stage, "run.yaml") == 2
         assert capsys.readouterr().err == (
             "error: checkpoints/run: the training is not finished; run `ppe-lora train RECIPE --resume`\n"
         )
 
 
-def test_data_show_marks_the_supervised_tokens(here, speaker, monkeypatch, capsys):
+def test_data_show_marks_the_supervised_tokens(here, speaker, capsys):
     make_data(here / "data" / "d")
     make_recipe(here, speaker)
-    assert ppe_lora(monkeypatch, "data", "show", "run.yaml", "--row", "2") == 0
+    assert ppe_lora("data", "show", "run.yaml", "--row", "2") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert "<|im_end|>" in [line for line in lines if "yes" in line][-1]
     assert "yes" not in lines[0]
-    assert ppe_lora(monkeypatch, "data", "show", "run.yaml", "--row", "99") == 2
+    assert ppe_lora("data", "show", "run.yaml", "--row", "99") == 2
     assert capsys.readouterr().err == "error: --row: expected 1 to 24; got 99\n"

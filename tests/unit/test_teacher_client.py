@@ -2,8 +2,11 @@
 
 import asyncio
 import errno
+import itertools
 import os
 import signal
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,7 @@ import pytest
 
 from ppe_lora.corpus.teachers.llm.asking import Settings
 from ppe_lora.corpus.teachers.llm.client import Answers, Client
-from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply, Throttled, Unavailable
-from ppe_lora.corpus.teachers.llm.limits import RateLimit
+from ppe_lora.corpus.teachers.llm.exchange import Question, RateLimit, Refused, Reply, Throttled, Unavailable
 from ppe_lora.corpus.teachers.llm.meter import Meter
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog, Shard, read_replies
 from ppe_lora.corpus.teachers.llm.servers import AskingFailed, Server
@@ -71,14 +73,81 @@ def test_nothing_in_the_log_is_asked_again_and_equal_questions_once(tmp_path: Pa
     assert len(ask(tmp_path, questions(50), dead).replies) == 50
 
 
+def throttles_at(*numbers: int) -> Callable[[Question, int], Exception | None]:
+    """A tenth of all requests fails, and those of these numbers get a 429 that asks for a second."""
+    faults, count = random_faults(0.1), itertools.count(1)
+    return lambda one, before: (
+        Throttled("slow down", retry_after_s=1.0) if next(count) in numbers else faults(one, before)
+    )
+
+
 def test_the_rate_limit_is_used_and_never_passed(tmp_path: Path) -> None:
-    """Above the limit every further request is a 429; far below it a data set takes days longer."""
-    limit = 1200
-    endpoint = FakeEndpoint(latency_s=0.7, fault=random_faults(0.1))
-    ask(tmp_path, questions(4000), Server(endpoint, limit=RateLimit(requests_per_minute=limit)))
+    """Above the limit every further request is a 429; far below it a data set takes days longer.
+
+    A 429 at a stated limit says little (another process of the account, a busy minute): to creep back from each by a
+    percent a second leaves 7 % of the limit unused.
+    """
+    limit = 3300
+    endpoint = FakeEndpoint(latency_s=0.7, fault=throttles_at(3000, 7000))
+    asked = questions(10_000)
+    answers = ask(tmp_path, asked, Server(endpoint, limit=RateLimit(requests_per_minute=limit)))
+    assert len(answers.replies) == len(asked)
     took_s = endpoint.sent_at[-1] - endpoint.sent_at[0]
     assert most_in_a_window(endpoint.sent_at, 60.0) <= limit
     assert len(endpoint.sent_at) / (took_s / 60.0) >= 0.95 * limit
+
+
+def test_late_timers_do_not_lose_the_limit(tmp_path: Path) -> None:
+    """A busy processor wakes the gate a fifth of a second too late now and then; what that missed must be made up."""
+
+    class Busy(FakeEndpoint):
+        async def ask(self, question: Question) -> Reply:
+            if len(self.sent_at) % 60 == 59:
+                asyncio.get_running_loop().jump(0.2)  # type: ignore[attr-defined]
+            return await super().ask(question)
+
+    limit, endpoint = 3300, Busy(latency_s=0.7)
+    ask(tmp_path, questions(8000), Server(endpoint, limit=RateLimit(requests_per_minute=limit)))
+    took_s = endpoint.sent_at[-1] - endpoint.sent_at[0]
+    assert most_in_a_window(endpoint.sent_at, 60.0) <= limit
+    assert len(endpoint.sent_at) / (took_s / 60.0) >= 0.97 * limit
+
+
+class Strict(FakeEndpoint):
+    """Turns away what is more than `limit` requests in 60 s; with `says` it states that limit and how long to wait."""
+
+    def __init__(self, limit: int, *, says: bool) -> None:
+        super().__init__(latency_s=0.2, fault=self.turned_away)
+        self.limit, self.says, self.taken, self.refused = limit, says, deque[float](), 0
+
+    def turned_away(self, *_: Any) -> Exception | None:
+        now = asyncio.get_running_loop().time()
+        while self.taken and self.taken[0] <= now - 60.0:
+            self.taken.popleft()
+        if len(self.taken) < self.limit:
+            self.taken.append(now)
+            return None
+        self.refused += 1
+        if self.says:
+            return Throttled("slow down", self.taken[0] + 60.0 - now, RateLimit(requests_per_minute=self.limit))
+        return Throttled("slow down")
+
+
+def test_a_limit_that_the_endpoint_states_is_kept(tmp_path: Path) -> None:
+    """Mistral's 429 says what a minute allows; a client that goes on guessing meets hundreds of them."""
+    endpoint = Strict(600, says=True)
+    assert len(ask(tmp_path, questions(6000), endpoint).replies) == 6000
+    assert endpoint.refused <= 64  # what was under way when the first came
+    took_s = endpoint.sent_at[-1] - endpoint.sent_at[0]
+    assert 6000 / (took_s / 60.0) >= 0.95 * 600
+
+
+def test_a_stated_limit_that_is_not_granted_is_found_out(tmp_path: Path) -> None:
+    """Two processes share an account: if each went back to the whole limit at once, half of all would be 429s."""
+    endpoint = Strict(600, says=False)
+    asked = questions(6000)
+    assert len(ask(tmp_path, asked, Server(endpoint, limit=RateLimit(requests_per_minute=1200))).replies) == len(asked)
+    assert endpoint.refused <= 0.1 * len(asked)
 
 
 def test_a_small_limit_spreads_requests_evenly(tmp_path: Path) -> None:

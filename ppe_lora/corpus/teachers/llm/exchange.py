@@ -39,6 +39,14 @@ class Reply(NamedTuple):
     completion_tokens: int
 
 
+class RateLimit(NamedTuple):
+    """What an endpoint allows in any 60 seconds. None is no limit known."""
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    """Prompt and completion together."""
+
+
 class Endpoint(Protocol):
     """One server that answers questions. It neither retries nor waits: the client does."""
 
@@ -61,10 +69,12 @@ class Endpoint(Protocol):
 class Throttled(PpeError):
     """The endpoint asks for fewer requests (429)."""
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None = None, limit: RateLimit | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-        """Seconds the endpoint asks to wait, from `Retry-After` or `X-RateLimit-*`; None where it does not say."""
+        """Seconds the endpoint asks to wait, from `Retry-After` or `X-RateLimit-Reset*`; None where it does not say."""
+        self.limit = limit or RateLimit()
+        """What the endpoint says it allows, from `X-RateLimit-Limit-*`."""
 
 
 class Unavailable(PpeError):

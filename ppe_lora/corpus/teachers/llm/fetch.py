@@ -9,8 +9,7 @@ from ppe_lora.console import Advance, progress
 from ppe_lora.corpus.teachers.llm import budget
 from ppe_lora.corpus.teachers.llm.asking import Settings
 from ppe_lora.corpus.teachers.llm.client import Client
-from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply
-from ppe_lora.corpus.teachers.llm.limits import RateLimit
+from ppe_lora.corpus.teachers.llm.exchange import Question, RateLimit, Refused, Reply
 from ppe_lora.corpus.teachers.llm.meter import Meter
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog
 from ppe_lora.corpus.teachers.llm.servers import AskingFailed, Server
@@ -90,12 +89,17 @@ def fetch_replies(
 
 def _fetch_batch(settings: LlmSettings, questions: Sequence[Question], log: RawLog) -> None:
     """Ask by batch jobs until all have a reply. Jobs of a process that was killed are picked up."""
-    from ppe_lora.corpus.teachers.llm import mistral_batch
+    from ppe_lora.corpus.teachers.llm import mistral, mistral_batch
 
     ledger = budget.Ledger(_budget(settings).share(log.shard.of if log.shard else 1), _prices(settings), log.spent)
 
     async def ask() -> Mapping[str, str]:
         await ledger.reserve(sum(map(budget.worst_case, questions), budget.Usage()))
+        account = mistral.MistralEndpoint(timeout_s=settings.timeout_s)
+        try:
+            await account.check(settings.model)  # a job's own word on a wrong name comes after the upload, and is short
+        finally:
+            await account.close()
         batch = mistral_batch.MistralBatch(log.path.with_suffix(".batch"))
         try:
             missing: Mapping[str, str] = {question.key: "" for question in questions}

@@ -1,22 +1,27 @@
 """HTTP failures in the words of the exchange: who should wait, what may be tried again, what never will succeed."""
 
 import asyncio
+import itertools
 import json
 import math
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.request import getproxies
 
 import anyio
 import httpx2
 
 from ppe_lora.corpus.teachers.llm.chat_format import shortened
-from ppe_lora.corpus.teachers.llm.exchange import Refused, Throttled, Unavailable
+from ppe_lora.corpus.teachers.llm.exchange import RateLimit, Refused, Throttled, Unavailable
 
 _CONNECTIONS = 1000
+"""Of one pool."""
+_POOLS = 16
 _REMEDIES = {
     401: "check the API key in {key}",
     402: "check the account's credit",
@@ -26,14 +31,41 @@ _REMEDIES = {
 }
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_STATED_LIMIT = re.compile(r"x-ratelimit-limit-(req|requests|tokens)-minute")
 _EPOCH_S, _EPOCH_MS = 1e9, 1e12
 """From here on a number is a point in time: in seconds, in milliseconds."""
+
+
+class _Pools(httpx2.AsyncBaseTransport):
+    """Takes turns among pools of connections.
+
+    For every request a pool looks at each of its connections, so that many small ones cost less than a large one.
+    """
+
+    def __init__(self, limits: httpx2.Limits, tls: ssl.SSLContext) -> None:
+        self._pools = [httpx2.AsyncHTTPTransport(verify=tls, limits=limits) for _ in range(_POOLS)]
+        self._turns = itertools.cycle(self._pools)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return await next(self._turns).handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for pool in self._pools:
+            await pool.aclose()
 
 
 def http_client(timeout_s: float) -> httpx2.AsyncClient:
     """A client that keeps every connection open: how many requests run at once is the caller's decision."""
     limits = httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
-    return httpx2.AsyncClient(limits=limits, timeout=httpx2.Timeout(timeout_s, connect=10.0), follow_redirects=True)
+    tls = httpx2.create_ssl_context()
+    return httpx2.AsyncClient(
+        limits=limits,
+        timeout=httpx2.Timeout(timeout_s, connect=10.0),
+        follow_redirects=True,
+        verify=tls,
+        # A proxy that the environment names keeps the library's own pool.
+        mounts=None if getproxies() else {"all://": _Pools(limits, tls)},
+    )
 
 
 @asynccontextmanager
@@ -75,7 +107,8 @@ def failure_of(
     got = f"{where}: expected an answer; got HTTP {status} ({_reason(body)})"
     if status == 429:
         wait_s = retry_after_s(headers)
-        return Throttled(got if wait_s is None else f"{got}; it asks to wait {wait_s:.3g} s", wait_s)
+        said = got if wait_s is None else f"{got}; it asks to wait {wait_s:.3g} s"
+        return Throttled(said, wait_s, stated_limit(headers))
     if status >= 500 or status == 408 or status < 400:
         return Unavailable(got)
     remedy = _REMEDIES.get(status, "check the prompt, the sampling and the answer schema")
@@ -108,6 +141,23 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         and (seconds := _seconds(value)) is not None
     ]
     return max(resets, default=None)
+
+
+def stated_limit(headers: Mapping[str, str]) -> RateLimit:
+    """The limits per minute that a response states, as Mistral's do.
+
+    Only names that say minute count: `x-ratelimit-limit-requests` is a minute's limit here and a day's there.
+
+    Example:
+        >>> stated_limit({"X-RateLimit-Limit-Req-Minute": "720", "x-ratelimit-limit-tokens-month": "1000000"})
+        RateLimit(requests_per_minute=720.0, tokens_per_minute=None)
+    """
+    found: dict[str, float] = {}
+    for name, value in headers.items():
+        stated = _STATED_LIMIT.fullmatch(name.lower())
+        if stated and value.strip().isdecimal() and int(value) > 0:
+            found["tokens" if stated[1] == "tokens" else "requests"] = float(value)
+    return RateLimit(found.get("requests"), found.get("tokens"))
 
 
 def _seconds(value: str) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
+import httpx2
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 
 from ppe_lora.corpus.teachers.llm.chat_format import openai_body, read_reply
@@ -66,9 +67,13 @@ class OpenAICompatibleEndpoint:
             )
 
     async def ask(self, question: Question) -> Reply:
-        """One attempt. Raises `Throttled`, `Unavailable` or `Refused`."""
+        """One attempt. Raises `Throttled`, `Unavailable` or `Refused`.
+
+        `chat.completions.create` would send the same, after a look at every field of the body and before one at every
+        field of the reply: together a quarter of the processor time.
+        """
         async with self._attempt(self._timeout_s):
-            response = await self._client.chat.completions.with_raw_response.create(**openai_body(question))
+            response = await self._client.post("/chat/completions", cast_to=httpx2.Response, body=openai_body(question))
         return read_reply(self.name, question.key, response.text)
 
     async def close(self) -> None:

@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ppe_lora.console import console
-from ppe_lora.corpus.teachers.llm.exchange import Endpoint, Question, Refused, Reply, Throttled, Unavailable
-from ppe_lora.corpus.teachers.llm.limits import Limiter, RateLimit, Ticket
+from ppe_lora.corpus.teachers.llm.exchange import (
+    Endpoint,
+    Question,
+    RateLimit,
+    Refused,
+    Reply,
+    Throttled,
+    Unavailable,
+)
+from ppe_lora.corpus.teachers.llm.limits import Limiter, Ticket
 from ppe_lora.errors import PpeError, RecipeError
 
 _DEAD_AFTER = 8
@@ -80,7 +88,7 @@ class Member:
             self._failed(error)
             raise
         except Throttled as error:
-            self.limiter.throttle(ticket, error.retry_after_s)
+            self.limiter.throttle(ticket, error.retry_after_s, error.limit)
             self.answered()
             raise
         except Refused:

@@ -11,10 +11,13 @@ width that covered the wanted share of validation targets: split-conformal predi
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ppe_lora.artifacts import read_json
+from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.tasks.scores import ScoresTask
 
@@ -65,6 +68,34 @@ class Calibration(NamedTuple):
             "rows": self.rows,
             "cv_mse_norm": self.cv_mse_norm,
         }
+
+
+def read_calibration(path: Path, task: ScoresTask) -> Calibration:
+    """The calibration that `as_json` wrote.
+
+    Raises:
+        ModelError: The file is of another task, or is no calibration.
+    """
+    try:
+        stored = read_json(path)
+        found = Calibration(
+            stored["kind"],
+            np.array(stored["weight"], dtype=float),
+            np.array(stored["offset"], dtype=float),
+            float(stored["width"]),
+            stored["rows"],
+            stored["cv_mse_norm"],
+        )
+        keys = stored["keys"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: expected a calibration; got {error!r}; run `ppe-lora evaluate RECIPE`") from error
+    if (
+        keys != list(task.keys)
+        or found.weight_KK.shape != (len(keys), len(keys))
+        or found.offset_K.shape != (len(keys),)
+    ):
+        raise ModelError(f"{path}: expected a calibration of {', '.join(task.keys)}; got one of {', '.join(keys)}")
+    return found
 
 
 def fit_calibration(mean_NK: Matrix, sd_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> Calibration:

@@ -40,9 +40,9 @@ def contract_of(recipe: Recipe) -> Contract:
     )
 
 
-def write_contract(folder: Path, recipe: Recipe) -> None:
+def write_contract(folder: Path, contract: Contract) -> None:
     """Write `ppe_lora.json` beside exported weights."""
-    write_text(folder / FILE_NAME, contract_of(recipe).model_dump_json(indent=2) + "\n")
+    write_text(folder / FILE_NAME, contract.model_dump_json(indent=2) + "\n")
 
 
 def read_contract(folder: Path) -> Contract:

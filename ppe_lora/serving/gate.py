@@ -76,6 +76,8 @@ class Gate:
         except ApiError as refusal:
             # What is left of the body is not worth reading.
             headers = {**refusal.headers, "Connection": "close"}
+            if refusal.status == 401:
+                headers["WWW-Authenticate"] = "Bearer"
             await JSONResponse(refusal.body, refusal.status, headers)(scope, receive, send)
             return
         left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

@@ -144,11 +144,8 @@ class LocalBackend:
             reason = str(error).removeprefix(f"{self._tokenizer.folder}: ")
             raise ApiError(422, "invalid_request_error", f"request: {reason}") from error
         if len(ids) > self._longest:
-            raise ApiError(
-                422,
-                "invalid_request_error",
-                f"request: expected at most {self._longest} tokens, instruction included, as in training; got {len(ids)}",
-            )
+            said = f"request: expected at most {self._longest} tokens, as in training; got {len(ids)}"
+            raise ApiError(422, "invalid_request_error", said)
         instruction = self._instruction[ask.language]
         # A tokenizer may join the instruction's end with the request's beginning: such a request is encoded whole.
         shared = len(instruction) if ids[: len(instruction)] == instruction and len(ids) > len(instruction) else 0

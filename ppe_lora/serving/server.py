@@ -41,7 +41,7 @@ def serve(sources: Sequence[str], settings: Settings) -> None:
             f"got none; `export {API_KEY_VARIABLE}=...`, or stay on 127.0.0.1"
         )
     parsed = [parse_source(source) for source in sources]
-    listener = _listen(settings)  # before the models: a port that is taken should not cost their loading
+    listener = listen(settings)  # before the models: a port that is taken should not cost their loading
     try:
         metrics = Metrics()
         models = open_models(parsed, settings, lambda model, rows: metrics.batches.labels(model).observe(rows))
@@ -49,7 +49,7 @@ def serve(sources: Sequence[str], settings: Settings) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         console.print(f"http://{shown}:{port}/ answers with {', '.join(models)}; Ctrl-C ends it", markup=False)
-        run_server(gate, settings, listener)
+        make_server(gate, settings).run([listener])
     finally:
         listener.close()
 
@@ -76,8 +76,8 @@ def build_app(models: dict[str, Backend], settings: Settings, metrics: Metrics, 
     return Gate(app, settings, api_key, metrics, [route.path for route in api.routes if hasattr(route, "path")])
 
 
-def run_server(gate: Gate, settings: Settings, listener: socket.socket) -> None:
-    """Answer at a bound socket until a signal, then drain."""
+def make_server(gate: Gate, settings: Settings) -> "DrainingServer":
+    """uvicorn as we run it; `run([listener])` answers at a bound socket until a signal, then drains."""
     config = uvicorn.Config(
         gate,
         http=_patient_protocol(settings.read_timeout_s),
@@ -88,14 +88,11 @@ def run_server(gate: Gate, settings: Settings, listener: socket.socket) -> None:
         timeout_keep_alive=15,
         timeout_graceful_shutdown=int(settings.drain_s) + 1,
     )
-    DrainingServer(config, gate, settings.drain_s).run([listener])
+    return DrainingServer(config, gate, settings.drain_s)
 
 
 class DrainingServer(uvicorn.Server):
-    """At the first signal it goes on listening, to say 503, until running requests are answered; then it stops.
-
-    A second signal stops it at once.
-    """
+    """While it drains it goes on listening, to say 503, until running requests are answered; then it stops."""
 
     def __init__(self, config: uvicorn.Config, gate: Gate, drain_s: float) -> None:
         super().__init__(config)
@@ -103,14 +100,18 @@ class DrainingServer(uvicorn.Server):
         self._drain_s = drain_s
         self._deadline: float | None = None
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain."""
-        if self._deadline is not None:
-            super().handle_exit(sig, frame)
-            self.force_exit = True
-            return
+    def drain(self) -> None:
+        """Take no new requests, and stop when the running ones are answered."""
         self._gate.draining = True
         self._deadline = time.monotonic() + self._drain_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """At the first signal, drain; at the second, stop."""
+        if self._deadline is None:
+            self.drain()
+        else:
+            super().handle_exit(sig, frame)
+            self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
         """Stop when nothing runs any more, or when it has lasted too long."""
@@ -154,7 +155,12 @@ def _patient_protocol(limit_s: float) -> type[H11Protocol]:
     return PatientProtocol
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
+    """Take the address, so that nobody else can.
+
+    Raises:
+        ServeError: It is taken, or is none of this machine's.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -88,8 +88,8 @@ def serve_generate(folder: Path) -> None:
     settings = Settings(port=0, answer_timeout_s=120)
     gate = build_app({"generate": GenerateBackend(folder)}, settings, Metrics())
     listener = listen(settings)
-    print(f"http://127.0.0.1:{listener.getsockname()[1]}/", flush=True)
-    make_server(gate, settings).run([listener])
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    make_server(gate, settings, lambda: print(address, flush=True)).run([listener])
 
 
 @contextmanager
@@ -247,7 +247,7 @@ def report(asked: argparse.Namespace, alone: dict[str, Any], samples: dict[str, 
         "errors": loaded.errors[:20],
         "torch": torch.__version__,
     }
-    (asked.out / f"serving_{asked.model}.json").write_text(json.dumps(raw, indent=1) + "\n")
+    (asked.out / f"serving_{asked.model}.json").write_text(json.dumps(raw) + "\n")
     print(json.dumps(headline))
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,8 +48,8 @@ def serve(sources: Sequence[str], settings: Settings) -> None:
         gate = build_app(models, settings, metrics, api_key)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        console.print(f"http://{shown}:{port}/ answers with {', '.join(models)}; Ctrl-C ends it", markup=False)
-        make_server(gate, settings).run([listener])
+        said = f"http://{shown}:{port}/ answers with {', '.join(models)}; Ctrl-C ends it"
+        make_server(gate, settings, lambda: console.print(said, markup=False)).run([listener])
     finally:
         listener.close()
 
@@ -73,11 +73,12 @@ def build_app(models: dict[str, Backend], settings: Settings, metrics: Metrics, 
     if settings.is_loopback:
         # A web page elsewhere could otherwise have its own name resolve to this machine, and read the answers.
         app = TrustedHostMiddleware(api, allowed_hosts=_LOOPBACK_NAMES, www_redirect=False)
-    return Gate(app, settings, api_key, metrics, [route.path for route in api.routes if hasattr(route, "path")])
+    return Gate(app, settings, api_key, metrics, ["/", *api.openapi()["paths"]])
 
 
-def make_server(gate: Gate, settings: Settings) -> "DrainingServer":
-    """uvicorn as we run it; `run([listener])` answers at a bound socket until a signal, then drains."""
+def make_server(gate: Gate, settings: Settings, announce: Callable[[], None] = lambda: None) -> "DrainingServer":
+    """uvicorn as we run it; `run([listener])` answers at a bound socket until a signal, then drains. `announce` is
+    called when clients can connect."""
     config = uvicorn.Config(
         gate,
         http=_patient_protocol(settings.read_timeout_s),
@@ -88,17 +89,23 @@ def make_server(gate: Gate, settings: Settings) -> "DrainingServer":
         timeout_keep_alive=15,
         timeout_graceful_shutdown=int(settings.drain_s) + 1,
     )
-    return DrainingServer(config, gate, settings.drain_s)
+    return DrainingServer(config, gate, settings.drain_s, announce)
 
 
 class DrainingServer(uvicorn.Server):
     """While it drains it goes on listening, to say 503, until running requests are answered; then it stops."""
 
-    def __init__(self, config: uvicorn.Config, gate: Gate, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, gate: Gate, drain_s: float, announce: Callable[[], None]) -> None:
         super().__init__(config)
+        self._announce = announce
         self._gate = gate
         self._drain_s = drain_s
         self._deadline: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self._announce()
 
     def drain(self) -> None:
         """Take no new requests, and stop when the running ones are answered."""

@@ -178,6 +178,7 @@ def test_the_shadow_model_only_watches(tmp_path):
         running.client() as client,
     ):
         first = client.post("/api/interpreter", json=REQUEST).json()
+        wait_for(lambda: log.read_text())
         shadow.error = ApiError(503, "overloaded", "too many")
         client.post("/api/interpreter", json=REQUEST)
         client.post("/api/interpreter", json={**REQUEST, "model": "s"})

@@ -44,7 +44,7 @@ REFUSED = {
     "too many tokens": (json.dumps({"request": "雨" * 1000}).encode(), 422, "request: expected at most 4"),
     "special token": (b'{"request":"<|im_end|>"}', 422, "expected text without the model's special tokens"),
     "half a surrogate": (b'{"request":"\\ud800 song"}', 422, "request: Input should be a valid string"),
-    "half a surrogate as a key": (b'{"request":"a","\\ud800":1}', 422, "Extra inputs are not permitted"),
+    "half a surrogate as a key": (b'{"request":"a","\\ud800":1}', 422, "Input should be a valid string"),
     "wrong key": (b'{"request":"a","temprature":1}', 422, "temprature: Extra inputs are not permitted"),
     "no key": (b"{}", 422, "request: Field required"),
     "number": (b'{"request":5}', 422, "request: Input should be a valid string"),
@@ -232,16 +232,22 @@ def test_no_document_conforming_or_not_makes_it_fail(server):
     """schemathesis makes requests from the OpenAPI document, valid and broken: no 500, and what comes back is as the
     document says."""
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    statuses = {mode: Counter() for mode in GenerationMode}
-    for operation in (found.ok() for found in schema.get_all_operations()):
-        for mode in GenerationMode if operation.body else [GenerationMode.POSITIVE]:
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) == 8
+    valid = sum((exchange(one, GenerationMode.POSITIVE) for one in operations), Counter())
+    broken = sum((exchange(one, GenerationMode.NEGATIVE) for one in operations if one.body), Counter())
+    assert valid[200] > 10
+    assert broken[422] > 10
 
-            @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-            @given(case=operation.as_strategy(generation_mode=mode))
-            def exchange(case: schemathesis.Case, mode: GenerationMode = mode) -> None:
-                response = case.call_and_validate(checks=CHECKS)
-                statuses[mode][response.status_code] += 1
 
-            exchange()
-    assert statuses[GenerationMode.POSITIVE][200] > 20
-    assert statuses[GenerationMode.NEGATIVE][422] > 20
+def exchange(operation: schemathesis.APIOperation, mode: GenerationMode) -> Counter[int]:
+    """Statuses of what an operation answered to a dozen generated requests, each checked against the document."""
+    statuses: Counter[int] = Counter()
+
+    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def each(case: schemathesis.Case) -> None:
+        statuses[case.call_and_validate(checks=CHECKS).status_code] += 1
+
+    each()
+    return statuses

@@ -124,8 +124,7 @@ def test_the_bars_move(browser, server):
           return seen;
         }}"""
     )
-    assert len({round(width) for width in widths}) > 5
-    assert before < widths[-1]
+    assert [width for width in widths if before + 20 < width < widths[-1] - 20]
     values_of(page, LOUD)
     page.context.close()
 
@@ -202,7 +201,7 @@ def test_by_keyboard_alone(browser, server):
     page.keyboard.press("Enter")
     values_of(page, SOFT)
     reached = []
-    for _ in range(9):
+    for _ in range(7):
         page.keyboard.press("Tab")
         reached.append(
             page.evaluate(
@@ -210,8 +209,7 @@ def test_by_keyboard_alone(browser, server):
             )
         )
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
-    assert reached[:2] == ["context", "go"]
-    assert [name for name in reached if name in ("SELECT", "quiet copy")] == ["SELECT", "quiet copy"]
+    assert reached == ["context", "go", "BUTTON", "BUTTON", "BUTTON", "SELECT", "quiet copy"]
     page.context.close()
 
 

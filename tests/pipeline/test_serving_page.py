@@ -134,7 +134,7 @@ def test_two_models_side_by_side(browser, server, models):
     page.locator("#request").fill("soft")
     page.locator("#request").press("Enter")
     values_of(page, SOFT)
-    page.get_by_role("button", name="Compare two models").click()
+    page.get_by_role("button", name="Compare two").click()
     values_of(page, {key: value + 7 for key, value in SOFT.items()}, panel=1)
     values_of(page, SOFT)
     second = page.locator(".panel").nth(1)
@@ -181,7 +181,7 @@ def test_on_a_phone_in_japanese(browser, server, models, width, scheme):
     page.get_by_role("button", name="答える").tap()
     values_of(page, SOFT)
     assert models["tuned"].asked == [("雨の夜", "ja", {"weather": "rain", "time": "night"})]
-    page.get_by_role("button", name="二つのモデルを比べる").tap()
+    page.get_by_role("button", name="二つを比較").tap()
     expect(page.locator(".panel")).to_have_count(2)
     values_of(page, SOFT)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

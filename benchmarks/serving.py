@@ -1,8 +1,9 @@
 """Serving: our decoder against `generate` behind the same API, alone and under load. Real processes, real HTTP.
 
-    python benchmarks/serving.py [--quick] [--out DIR] [--model tiny|smollm2-135m]
+    python benchmarks/serving.py [--quick] [--out DIR] [--model tiny|smollm2-135m] [--folder EXPORTED]
 
-The model is first taught the answer's format for a few steps (see decode_speed.py), saved, and served twice: by
+The model is first taught the answer's format for a few steps (see decode_speed.py) and saved, unless an exported folder
+of the default task is given, such as checkpoints/demo/merged. It is served twice: by
 `ppe-lora serve`, and by the same application around `generate`, one request at a time. Alone: one client, requests to
 the two servers in turn. Load: 32 clients for a minute against ours; each answer must be the one that the same request
 got alone. One score of thousands may round to its neighbour, because a batch adds up in another order: `off_by_one`
@@ -44,6 +45,7 @@ from ppe_lora.student.decode import answer_token_limit, generate
 from ppe_lora.tasks.scores import Rejected
 
 CLIENTS = 32
+TAUGHT_REQUESTS = 200
 
 
 class GenerateBackend:
@@ -158,16 +160,16 @@ async def load_test(url: str, requests: Sequence[str], seconds: float, process: 
     return load._replace(seconds=time.perf_counter() - began)
 
 
-def prepare(kind: str, folder: Path, quick: bool) -> list[str]:
-    """Teach the model the format, save it as an exported folder, and return requests it has not seen."""
+def prepare(kind: str, folder: Path) -> Path:
+    """Teach the model the format and save it as an exported folder."""
     with tempfile.TemporaryDirectory() as base:
         model, tokenizer = load(kind, Path(base))
-        teach_format(model, make_rows(200, tokenizer), *((120, 1e-3) if kind == "tiny" else (40, 1e-4)))
+        teach_format(model, make_rows(TAUGHT_REQUESTS, tokenizer), *((120, 1e-3) if kind == "tiny" else (40, 1e-4)))
         model.save_pretrained(folder)
         tokenizer.save(folder)
-    contract = Contract(name="taught", task=TASK, slots="answers", read_out="posterior_mean", max_tokens=512)
+    contract = Contract(name=kind, task=TASK, slots="answers", read_out="posterior_mean", max_tokens=512)
     write_contract(folder, contract)
-    return [row.request for row in make_requests(232 if quick else 264)[200:]]
+    return folder
 
 
 def main() -> None:
@@ -176,19 +178,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the tiny model, fewer requests, 20 s of load")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--model", default="tiny", choices=["tiny", "smollm2-135m"])
+    parser.add_argument("--folder", type=Path, help="an exported model to serve, instead of teaching one")
     parser.add_argument("--generate", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.generate:
         serve_generate(asked.generate)
         return
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "taught"
-        requests = prepare(asked.model, folder, asked.quick)
+        folder = asked.folder or prepare(asked.model, Path(place) / "taught")
+        name = read_contract(folder).name
+        # Beyond those that `prepare` teaches.
+        requests = [row.request for row in make_requests(232 if asked.quick else 264)[TAUGHT_REQUESTS:]]
         ours = ("-m", "ppe_lora", "serve", str(folder), "--port", "0", "--answer-timeout", "120")
         with started(*ours) as (url, process), started(__file__, "--generate", str(folder)) as (plain, _):
             alone, samples = measure_alone(url, plain, requests)
             loaded = asyncio.run(load_test(url, requests, 20.0 if asked.quick else 60.0, process))
-    report(asked, alone, samples, loaded)
+    report(name, asked.out, alone, samples, loaded)
 
 
 def measure_alone(url: str, plain: str, requests: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[float]]]:
@@ -208,7 +213,7 @@ def measure_alone(url: str, plain: str, requests: Sequence[str]) -> tuple[dict[s
     return alone, samples
 
 
-def report(asked: argparse.Namespace, alone: dict[str, Any], samples: dict[str, list[float]], loaded: Load) -> None:
+def report(name: str, out: Path, alone: dict[str, Any], samples: dict[str, list[float]], loaded: Load) -> None:
     """Print the table and the headline, and keep the samples."""
     furthest = [max(abs(answer[key] - alone[request][key]) for key in TASK.keys) for request, answer in loaded.answers]
     p50 = {name: statistics.median(values) for name, values in samples.items()}
@@ -217,7 +222,7 @@ def report(asked: argparse.Namespace, alone: dict[str, Any], samples: dict[str, 
     quarter = len(loaded.memory_mb) // 4
     early, late = (max(part) for part in (loaded.memory_mb[quarter : 2 * quarter], loaded.memory_mb[-quarter:]))
     headline = {
-        "model": asked.model,
+        "model": name,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
         "cpus": len(os.sched_getaffinity(0)),
         "ours_p50_ms": round(p50["ours"], 1),
@@ -236,9 +241,9 @@ def report(asked: argparse.Namespace, alone: dict[str, Any], samples: dict[str, 
         "memory_mb_last_quarter": round(late, 1),
     }
     print("\n| figure | value |\n| --- | --- |")
-    for name, value in headline.items():
-        print(f"| {name} | {value} |")
-    asked.out.mkdir(parents=True, exist_ok=True)
+    for figure, value in headline.items():
+        print(f"| {figure} | {value} |")
+    out.mkdir(parents=True, exist_ok=True)
     raw = {
         "headline": headline,
         "alone_ms": samples,
@@ -247,7 +252,7 @@ def report(asked: argparse.Namespace, alone: dict[str, Any], samples: dict[str, 
         "errors": loaded.errors[:20],
         "torch": torch.__version__,
     }
-    (asked.out / f"serving_{asked.model}.json").write_text(json.dumps(raw) + "\n")
+    (out / f"serving_{'folder' if asked.folder else asked.model}.json").write_text(json.dumps(raw) + "\n")
     print(json.dumps(headline))
 
 

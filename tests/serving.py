@@ -17,7 +17,7 @@ from ppe_lora.serving.gate import Gate
 from ppe_lora.serving.metrics import Metrics
 from ppe_lora.serving.server import DrainingServer, build_app, listen, make_server
 from ppe_lora.serving.settings import Settings
-from ppe_lora.serving.sources import open_models, parse_source
+from ppe_lora.serving.sources import name_models, open_models, parse_source
 from tests.runs import TASK, make_data, make_recipe
 
 SECTIONS = (
@@ -67,7 +67,7 @@ def serving(
         models = [models]
     if isinstance(models, list):
         observe = lambda name, rows: metrics.batches.labels(name).observe(rows)  # noqa: E731
-        models = open_models([parse_source(one) for one in models], chosen, observe)
+        models = open_models(name_models([parse_source(one) for one in models], chosen), chosen, observe)
     gate = build_app(dict(models), chosen, metrics, api_key)
     listener = listen(chosen)
     host, port = listener.getsockname()[:2]

@@ -23,7 +23,7 @@ from ppe_lora.serving.metrics import Metrics
 from ppe_lora.serving.service import Service
 from ppe_lora.serving.settings import API_KEY_VARIABLE, Settings
 from ppe_lora.serving.shadow import Shadow
-from ppe_lora.serving.sources import open_models, parse_source
+from ppe_lora.serving.sources import name_models, open_models, parse_source
 
 _LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
 
@@ -40,11 +40,11 @@ def serve(sources: Sequence[str], settings: Settings) -> None:
             f"--host {settings.host}: expected an API key in {API_KEY_VARIABLE} for an address that others can reach; "
             f"got none; `export {API_KEY_VARIABLE}=...`, or stay on 127.0.0.1"
         )
-    parsed = [parse_source(source) for source in sources]
+    named = name_models([parse_source(source) for source in sources], settings)
     listener = listen(settings)  # before the models: a port that is taken should not cost their loading
     try:
         metrics = Metrics()
-        models = open_models(parsed, settings, lambda model, rows: metrics.batches.labels(model).observe(rows))
+        models = open_models(named, settings, lambda model, rows: metrics.batches.labels(model).observe(rows))
         gate = build_app(models, settings, metrics, api_key)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -58,22 +58,25 @@ def build_app(models: dict[str, Backend], settings: Settings, metrics: Metrics, 
     """The whole ASGI application: the API behind its gate.
 
     Raises:
-        ServeError: The default or the shadow model is not registered.
+        ServeError: The shadow's log cannot be written.
     """
     shadow = None
     if settings.shadow is not None:
-        if settings.shadow not in models:
-            raise ServeError(f"--shadow: expected one of {', '.join(models)}; got {settings.shadow!r}")
-        shadow = Shadow(settings.shadow, models[settings.shadow], Path(settings.shadow_log))
+        shadow = _shadow(settings.shadow, models[settings.shadow], Path(settings.shadow_log))
     service = Service(models, settings.default, metrics, shadow)
-    if settings.shadow == service.default:
-        raise ServeError(f"--shadow: expected another model than the default one; got {settings.shadow!r} for both")
     api = create_api(service)
     app: ASGIApp = api
     if settings.is_loopback:
         # A web page elsewhere could otherwise have its own name resolve to this machine, and read the answers.
         app = TrustedHostMiddleware(api, allowed_hosts=_LOOPBACK_NAMES, www_redirect=False)
     return Gate(app, settings, api_key, metrics, ["/", *api.openapi()["paths"]])
+
+
+def _shadow(name: str, backend: Backend, path: Path) -> Shadow:
+    try:
+        return Shadow(name, backend, path)
+    except OSError as error:
+        raise ServeError(f"--shadow-log: expected a file that can be written; got {path}: {error.strerror}") from error
 
 
 def make_server(gate: Gate, settings: Settings, announce: Callable[[], None] = lambda: None) -> "DrainingServer":

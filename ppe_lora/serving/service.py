@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ppe_lora.corpus.filters import is_japanese
-from ppe_lora.errors import ServeError
 from ppe_lora.serving.backend import ApiError, Ask, Backend, Reply
 from ppe_lora.serving.metrics import Metrics
 from ppe_lora.serving.shadow import Shadow
@@ -28,9 +27,6 @@ class Service:
         default: The default model's name.
         metrics: Where answers are counted.
         shadow: Sees what the default model answers.
-
-    Raises:
-        ServeError: The default is not registered.
     """
 
     def __init__(
@@ -40,8 +36,6 @@ class Service:
         self.default = default or next(iter(self.models))
         self.metrics = metrics
         self._shadow = shadow
-        if self.default not in self.models:
-            raise ServeError(f"--default: expected one of {', '.join(self.models)}; got {self.default!r}")
         metrics.watch_queues(self.models)
 
     async def answer(self, model: str | None, asks: list[Ask]) -> Answered:

@@ -6,7 +6,7 @@ base=smollm2-135m                         a model without tuning, asked the task
 fast=checkpoints/demo@http://host:8000/v1#demo    the task of the folder, answered by vLLM, llama.cpp or Ollama
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -43,35 +43,59 @@ def parse_source(text: str) -> Source:
     return Source(name or None, place, address if at else None, engine_model or None)
 
 
-def open_models(
-    sources: Sequence[Source], settings: Settings, observe: Callable[[str, int], None]
-) -> dict[str, Backend]:
-    """Load every source; the first must have a task of its own.
+class Named(NamedTuple):
+    """A source under its name, with what it is asked."""
 
-    Args:
-        sources: What to register.
-        settings: Batches, queues and timeouts.
-        observe: Called with a model's name and the size of each batch it decodes.
+    source: Source
+    contract: Contract | None
+    """Its own; None for a base model."""
+    asked: Contract
+    """Its own, or that of the first model."""
+
+
+def name_models(sources: Sequence[Source], settings: Settings) -> dict[str, Named]:
+    """Everything that can be said about the models without loading them, which may take minutes.
 
     Raises:
-        PpeError: A folder is no model, a model cannot be used, an engine does not answer, or two have the same name.
+        PpeError: The first is no folder with a task, two have the same name, or the default or the shadow model is
+            none of them.
     """
-    models: dict[str, Backend] = {}
+    models: dict[str, Named] = {}
     first: Contract | None = None
     for source in sources:
         contract = _contract(Path(source.place))
-        name = source.name or (contract.name if contract else Path(source.place).name)
-        if name in models:
-            raise ServeError(f"{name}: expected a name of its own for each model; got two; use NAME={source.place}")
-        if contract is None and first is None:
+        first = first or contract
+        if first is None:
             raise ServeError(
                 f"{source.place}: expected a run or an exported folder ({FILE_NAME} in it), whose task the others are "
                 "asked; got neither; name one first"
             )
-        first = first or contract
-        assert first is not None
-        models[name] = _open(source, contract, first, settings, partial(observe, name))
+        name = source.name or (contract.name if contract else Path(source.place).name)
+        if name in models:
+            raise ServeError(f"{name}: expected a name of its own for each model; got two; use NAME={source.place}")
+        models[name] = Named(source, contract, contract or first)
+    for option, role in (("--default", settings.default), ("--shadow", settings.shadow)):
+        if role is not None and role not in models:
+            raise ServeError(f"{option}: expected one of {', '.join(models)}; got {role!r}")
+    if settings.shadow is not None and settings.shadow == (settings.default or next(iter(models))):
+        raise ServeError(f"--shadow: expected another model than the default one; got {settings.shadow!r} for both")
     return models
+
+
+def open_models(
+    named: Mapping[str, Named], settings: Settings, observe: Callable[[str, int], None]
+) -> dict[str, Backend]:
+    """Load every model.
+
+    Args:
+        named: From `name_models`.
+        settings: Batches, queues and timeouts.
+        observe: Called with a model's name and the size of each batch it decodes.
+
+    Raises:
+        PpeError: A model cannot be used, or an engine does not answer.
+    """
+    return {name: _open(one, settings, partial(observe, name)) for name, one in named.items()}
 
 
 def _contract(place: Path) -> Contract | None:
@@ -85,13 +109,11 @@ def _contract(place: Path) -> Contract | None:
     return None
 
 
-def _open(
-    source: Source, contract: Contract | None, first: Contract, settings: Settings, observe: Callable[[int], None]
-) -> Backend:
+def _open(named: Named, settings: Settings, observe: Callable[[int], None]) -> Backend:
+    source, contract, asked = named
     if source.url:
         from ppe_lora.serving.engine import EngineBackend, check_engine
 
-        asked = contract or first
         model = source.engine_model or asked.name
         check_engine(source.url, model)
         return EngineBackend(asked, source.url, model, settings)
@@ -100,10 +122,10 @@ def _open(
 
     place = Path(source.place)
     merged = next((folder for folder in (place, place / "merged") if (folder / FILE_NAME).is_file()), None)
-    if merged is not None and contract is not None:
+    if contract is None:
+        loaded = local.load_untuned(source.place, asked)
+    elif merged is not None:
         loaded = local.load_merged(merged, contract)
-    elif contract is not None:
-        loaded = local.load_run(place, load_recipe(place / "config.yaml"), contract)
     else:
-        loaded = local.load_untuned(source.place, first)
+        loaded = local.load_run(place, load_recipe(place / "config.yaml"), contract)
     return local.LocalBackend(loaded, settings, observe)

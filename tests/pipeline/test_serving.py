@@ -229,6 +229,10 @@ BAD_STARTS = {
     "default": (["{run}", "--default", "x"], "--default: expected one of run; got 'x'"),
     "shadow": (["{run}", "--shadow", "x"], "--shadow: expected one of run; got 'x'"),
     "its own shadow": (["{run}", "--shadow", "run"], "--shadow: expected another model than the default one"),
+    "no log": (
+        ["{run}", "--model", "x={run}", "--shadow", "x", "--shadow-log", "no/where"],
+        "--shadow-log: expected a file that can be written; got no/where: No such file or directory",
+    ),
     "open to all": (["{run}", "--host", "0.0.0.0"], "expected an API key in PPE_LORA_API_KEY"),
     "port taken": (["{run}", "--port", "{taken}"], "expected a free address of this machine; got: Address already in"),
     "no engine": (["{run}@http://127.0.0.1:9/v1"], "start a server, for example `vllm serve run --port 9`"),

@@ -62,16 +62,20 @@ def load(kind: str, folder: Path) -> tuple[StudentModel, StudentTokenizer]:
     return model, load_tokenizer(folder)
 
 
-def make_rows(count: int, tokenizer: StudentTokenizer) -> list[EncodedRow]:
-    """English requests of the scripted teacher, as tokens."""
+def make_requests(count: int) -> list[Row]:
+    """English requests of the scripted teacher."""
     source = GenerateSource(rows=count, languages={"en": 1.0})
     asks = [ask for ask, _ in make_asks(TASK, source, seed=0)]
     texts = [phrased.text for phrased in ScriptedTeacher(TASK, noise=5.0, seed=0).phrase(asks)]
-    rows = [
+    return [
         Row(id=row_id(text, dict(ask.target), "en", None), request=text, target=dict(ask.target), language="en")
         for ask, text in zip(asks, texts, strict=True)
     ]
-    return list(encode_rows(rows, TASK, tokenizer, 512).encoded)
+
+
+def make_rows(count: int, tokenizer: StudentTokenizer) -> list[EncodedRow]:
+    """The same as tokens."""
+    return list(encode_rows(make_requests(count), TASK, tokenizer, 512).encoded)
 
 
 def teach_format(model: StudentModel, rows: list[EncodedRow], steps: int, learning_rate: float) -> None:

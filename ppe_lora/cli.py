@@ -177,6 +177,54 @@ def run(recipe: RecipePath, overrides: Overrides = None, fresh: Fresh = False) -
 
 
 @app.command()
+def serve(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="A run, or an exported folder: checkpoints/demo.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL",
+            help="A further model: another run, a base model without tuning (base=smollm2-135m), or a folder whose "
+            "answers come from vLLM, llama.cpp or Ollama (fast=FOLDER@http://host:8000/v1#model). Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    default: Annotated[str | None, typer.Option(help="Model for requests that name none; else the first.")] = None,
+    shadow: Annotated[
+        str | None, typer.Option(help="Model that also answers what the default model answers, for the log only.")
+    ] = None,
+    shadow_log: Annotated[Path, typer.Option(help="Where both answers go, with the request.")] = Path("shadow.jsonl"),
+    host: Annotated[
+        str, typer.Option(help="Any but this machine's own needs an API key in PPE_LORA_API_KEY.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Waiting requests that are decoded together.")] = 32,
+    queue_rows: Annotated[int, typer.Option(min=1, help="Requests that may wait for a model; others get 503.")] = 256,
+    answer_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request gets 504.")] = 30.0,
+    drain: Annotated[float, typer.Option(min=0.1, help="Seconds for running requests after SIGTERM.")] = 30.0,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Limit of one client address; others get 429.", show_default=False)
+    ] = None,
+) -> None:
+    """Answer requests over HTTP, with a page to try it at /."""
+    from ppe_lora import pipeline
+    from ppe_lora.serving.settings import Settings
+
+    settings = Settings(
+        host=host,
+        port=port,
+        default=default,
+        shadow=shadow,
+        shadow_log=str(shadow_log),
+        batch_rows=batch_rows,
+        queue_rows=queue_rows,
+        answer_timeout_s=answer_timeout,
+        drain_s=drain,
+        requests_per_minute=requests_per_minute,
+    )
+    pipeline.serve([source, *(model or ())], settings)
+
+
+@app.command()
 def demo(fresh: Fresh = False) -> None:
     """`run recipes/demo.yaml`: text becomes numbers on two CPU cores in a few minutes."""
     from ppe_lora import pipeline

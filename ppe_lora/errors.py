@@ -29,5 +29,9 @@ class RunError(PpeError):
     """A run folder cannot be written, resumed or read as asked."""
 
 
+class ServeError(PpeError):
+    """A server cannot be started as asked."""
+
+
 class Interrupted(PpeError):
     """Work stopped on a signal; what was done is saved, and the message says how to go on."""

@@ -6,11 +6,14 @@
     export    best/, base model          ->  checkpoints/<name>/merged/     plain weights, reloaded and compared
     summary   all of the above           ->  checkpoints/<name>/summary.md
 
+`serve` answers requests over HTTP with what a run has made.
+
 A stage's folder has a `manifest.json`, written last: without it the output is unfinished and made again (training is
 resumed). torch is imported inside the stages that need it.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,7 @@ from ppe_lora.recipe import Recipe
 if TYPE_CHECKING:
     from ppe_lora.corpus.rows import Row
     from ppe_lora.corpus.teachers.llm.fetch import Plan
+    from ppe_lora.serving.settings import Settings
 
 
 def data_dir(recipe: Recipe) -> Path:
@@ -229,6 +233,13 @@ def export(recipe: Recipe) -> None:
     from ppe_lora.export.stage import export_run
 
     export_run(recipe, data_dir(recipe), run_dir(recipe))
+
+
+def serve(sources: Sequence[str], settings: "Settings") -> None:
+    """Answer requests over HTTP until told to stop (see `ppe_lora.serving.server.serve`)."""
+    from ppe_lora.serving.server import serve as run_server
+
+    run_server(sources, settings)
 
 
 def summarize(recipe: Recipe) -> None:

@@ -16,3 +16,11 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.runs import make_speaker
 
     return make_speaker(tmp_path_factory.mktemp("speaker"))
+
+
+@pytest.fixture(scope="session")
+def served_run(tmp_path_factory: pytest.TempPathFactory, speaker: Path) -> Path:
+    """A run folder with merged weights and a calibration, of the task of `tests.runs.TASK`."""
+    from tests.serving import make_run
+
+    return make_run(tmp_path_factory.mktemp("served"), speaker)

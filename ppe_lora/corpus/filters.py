@@ -88,12 +88,17 @@ def detect_language(text: str) -> str:
         >>> detect_language("雨の夜"), detect_language("lo-fi beats"), detect_language("traurige Musik für den Abend")
         ('ja', 'en', 'de')
     """
-    kana = any("ぁ" <= c <= "ヿ" and c not in "・ー" for c in text)
-    ideographs = sum("一" <= c <= "鿿" for c in text)
-    if kana or ideographs > sum(c.isascii() and c.isalpha() for c in text):
+    if is_japanese(text):
         return "ja"
     likeliest = _detector().compute_language_confidence_values(text)[0]
     return str(likeliest.language.iso_code_639_1.name).lower() if likeliest.value > _SURE else "en"
+
+
+def is_japanese(text: str) -> bool:
+    """Whether a request is Japanese rather than of another language; cheap, and all that a server needs to know."""
+    kana = any("ぁ" <= c <= "ヿ" and c not in "・ー" for c in text)
+    ideographs = sum("一" <= c <= "鿿" for c in text)
+    return kana or ideographs > sum(c.isascii() and c.isalpha() for c in text)
 
 
 _SURE = 0.7

@@ -14,10 +14,13 @@ width that covered the wanted share of validation targets: split-conformal predi
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ppe_lora.artifacts import read_json
+from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.tasks.scores import ScoresTask
 
@@ -46,6 +49,11 @@ class Calibration(NamedTuple):
     cv_mse_norm: dict[str, float]
     """Cross-validated mse_norm of each correction."""
 
+    @property
+    def uses_head(self) -> bool:
+        """Whether what the head reads is among the inputs."""
+        return self.weight_KJ.shape[1] > self.weight_KJ.shape[0]
+
     def correct(self, mean_NK: Matrix, task: ScoresTask, head_NK: Matrix | None = None) -> Matrix:
         """Corrected scores, within the range, not rounded.
 
@@ -54,7 +62,7 @@ class Calibration(NamedTuple):
             task: Gives the range.
             head_NK: The head's scores, where the correction was fitted with a head.
         """
-        input_NJ = _inputs(mean_NK, head_NK)[:, : self.weight_KJ.shape[1]]
+        input_NJ = _inputs(mean_NK, head_NK if self.uses_head else None)
         return np.clip(input_NJ @ self.weight_KJ.T + self.offset_K, task.low, task.high)
 
     def interval(self, center_NK: Matrix, sd_NK: Matrix, task: ScoresTask) -> tuple[Matrix, Matrix]:
@@ -74,6 +82,34 @@ class Calibration(NamedTuple):
             "rows": self.rows,
             "cv_mse_norm": self.cv_mse_norm,
         }
+
+
+def read_calibration(path: Path, task: ScoresTask) -> Calibration:
+    """The calibration that `as_json` wrote.
+
+    Raises:
+        ModelError: The file is of another task, or is no calibration.
+    """
+    try:
+        stored = read_json(path)
+        found = Calibration(
+            stored["kind"],
+            np.array(stored["weight"], dtype=float),
+            np.array(stored["offset"], dtype=float),
+            float(stored["width"]),
+            stored["rows"],
+            stored["cv_mse_norm"],
+        )
+        keys = stored["keys"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: expected a calibration; got {error!r}; run `ppe-lora evaluate RECIPE`") from error
+    if (
+        keys != list(task.keys)
+        or found.weight_KJ.shape not in [(len(keys), len(keys)), (len(keys), 2 * len(keys))]
+        or found.offset_K.shape != (len(keys),)
+    ):
+        raise ModelError(f"{path}: expected a calibration of {', '.join(task.keys)}; got one of {', '.join(keys)}")
+    return found
 
 
 def fit_calibration(
@@ -109,6 +145,7 @@ def fit_calibration(
         if sure and error_N[other].mean() < error_N[kind].mean():
             kind = other
     weight_KJ, offset_K = fits[kind](input_NJ, target_NK)
+    weight_KJ = weight_KJ if kind in ("joint", "head", "blend") else weight_KJ[:, : target_NK.shape[1]]
     residual_NK = np.abs(held_out[kind] - target_NK) / np.maximum(sd_NK, _LEAST_SD * task.span)
     level = min(1.0, np.ceil((residual_NK.size + 1) * COVERAGE) / residual_NK.size)
     width = float(np.quantile(residual_NK, level, method="higher"))

@@ -12,6 +12,7 @@ from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
 from ppe_lora.errors import ModelError, RunError
 from ppe_lora.evaluation.metrics import score
 from ppe_lora.export.card import write_model_card
+from ppe_lora.export.contract import contract_of, write_contract
 from ppe_lora.export.merge import MergeReport, merge_adapter, merge_inputs
 from ppe_lora.export.verify import reload_and_decode
 from ppe_lora.recipe import Recipe
@@ -100,6 +101,7 @@ def _prove(
     calibration = run_dir / "calibration.json"
     if calibration.is_file():
         shutil.copy(calibration, folder / calibration.name)
+    write_contract(folder, contract_of(recipe))
     write_model_card(folder, recipe, facts, metrics)
     return {"verdict": verdict, "identical": identical, "verified_rows": count, "adapter": adapter, "merged": merged}
 

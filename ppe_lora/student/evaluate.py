@@ -26,8 +26,9 @@ from ppe_lora.recipe.schema import Evaluate
 from ppe_lora.student.decode import Decoded, Decoder, answer_token_limit, measure_latency_ms
 from ppe_lora.student.encode import EncodedRow, encode_rows
 from ppe_lora.student.load import StudentModel
-from ppe_lora.student.posterior import crps, deviation, mean, quantile
+from ppe_lora.student.posterior import crps, mean, quantile
 from ppe_lora.student.processes import processes
+from ppe_lora.student.read_out import posterior_of
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import Answer, Rejected, ScoresTask
@@ -162,11 +163,8 @@ def posterior_metrics(
 
 
 def _posterior_shown(log_p_KV: torch.Tensor, task: ScoresTask, trie: ScoreTrie) -> dict[str, Any]:
-    means, deviations = mean(log_p_KV, trie.values), deviation(log_p_KV, trie.values)
-    return {
-        "posterior_mean": _by_key([task.round(float(value)) for value in means], task),
-        "posterior_sd": _by_key([round(float(value), 2) for value in deviations], task),
-    }
+    means, deviations = posterior_of(log_p_KV, task, trie)
+    return {"posterior_mean": _by_key(means, task), "posterior_sd": _by_key(deviations, task)}
 
 
 def _by_key(values: Sequence[float], task: ScoresTask) -> dict[str, float]:

@@ -1,0 +1,59 @@
+"""A second model that answers the same requests, for the log only: how would it have done?"""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import TextIO
+
+from ppe_lora.serving.backend import ApiError, Ask, Backend, Reply
+
+
+class Shadow:
+    """Asks the shadow model behind every answer that was given, and appends both to a JSONL file.
+
+    It never delays or fails an answer: where the shadow model has no room or fails, the line says so.
+
+    Args:
+        name: The shadow model's name.
+        backend: The shadow model.
+        path: The log. It holds requests as people wrote them.
+    """
+
+    def __init__(self, name: str, backend: Backend, path: Path) -> None:
+        self.name = name
+        self._backend = backend
+        self._log: TextIO = path.open("a", encoding="utf-8")
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def compare(self, asks: list[Ask], answered_by: str, replies: list[Reply]) -> None:
+        """Begin to ask the shadow model what another one has answered."""
+        task = asyncio.get_running_loop().create_task(self._compare(asks, answered_by, replies))
+        self._under_way.add(task)  # the loop itself keeps only a weak reference
+        task.add_done_callback(self._under_way.discard)
+
+    async def _compare(self, asks: list[Ask], answered_by: str, replies: list[Reply]) -> None:
+        own: list[Reply] | None = None
+        problem: str | None = None
+        try:
+            own = await self._backend.answer(asks)
+        except ApiError as error:
+            problem = error.message
+        except Exception as error:
+            problem = repr(error)
+        for index, (ask, reply) in enumerate(zip(asks, replies, strict=True)):
+            line = {
+                "time": round(time.time(), 3),
+                "request": ask.request,
+                "context": ask.context,
+                "language": ask.language,
+                "answers": {answered_by: reply.parameters, self.name: own[index].parameters if own else None},
+                "problem": problem,
+            }
+            self._log.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._log.flush()
+
+    async def close(self) -> None:
+        """Wait for the comparisons under way and close the log."""
+        await asyncio.gather(*self._under_way)
+        self._log.close()

@@ -1,0 +1,78 @@
+"""From a decoded row to the numbers that are answered, one way for evaluation and serving. K keys, V values."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ppe_lora.evaluation.calibration import COVERAGE, Calibration
+from ppe_lora.evaluation.metrics import Matrix
+from ppe_lora.recipe.schema import ReadOut
+from ppe_lora.student.decode import Decoded
+from ppe_lora.student.posterior import deviation, mean, quantile
+from ppe_lora.student.tokenizer import StudentTokenizer
+from ppe_lora.student.trie import ScoreTrie
+from ppe_lora.tasks.scores import Answer, ScoresTask
+
+
+class Posterior(NamedTuple):
+    """A row's scores as their distributions have them, in task units and key order."""
+
+    mean_K: list[float]
+    """Rounded to the task's decimals: the posterior-mean read-out."""
+    sd_K: list[float]
+
+
+class Reading(NamedTuple):
+    """A served answer, in task units and key order."""
+
+    values_K: list[float]
+    sd_K: list[float]
+    low_K: list[float]
+    high_K: list[float]
+
+
+def posterior_of(log_p_KV: torch.Tensor, task: ScoresTask, trie: ScoreTrie) -> Posterior:
+    """Mean and standard deviation of each score of a row."""
+    means, deviations = mean(log_p_KV, trie.values), deviation(log_p_KV, trie.values)
+    return Posterior([task.round(float(value)) for value in means], [round(float(value), 2) for value in deviations])
+
+
+def read_answer(
+    one: Decoded,
+    task: ScoresTask,
+    tokenizer: StudentTokenizer,
+    trie: ScoreTrie,
+    read_out: ReadOut,
+    calibration: Calibration | None,
+) -> Reading:
+    """The answer to a row decoded by force, and how sure the model is of it.
+
+    The posterior mean is corrected by the calibration, as `mse_norm_calibrated` measured it; greedy text is not. The
+    interval is the calibration's, which covered 80 % of validation targets; without one it is the central 80 % of the
+    distribution.
+    """
+    assert one.log_p_KV is not None
+    means, deviations = posterior_of(one.log_p_KV, task, trie)
+    if calibration is None:
+        low_K, high_K = (quantile(one.log_p_KV, trie.values, share) for share in _SHARES)
+        corrected, ends = np.array(means), (_plain(low_K.numpy()), _plain(high_K.numpy()))
+    else:
+        head_NK = None if one.head_K is None else one.head_K[None]
+        center_NK = calibration.correct(np.array([means]), task, head_NK)
+        low_NK, high_NK = calibration.interval(center_NK, np.array([deviations]), task)
+        corrected, ends = center_NK[0], (_plain(low_NK[0]), _plain(high_NK[0]))
+    if read_out == "greedy":
+        outcome = task.parse(tokenizer.decode(one.ids))
+        assert isinstance(outcome, Answer)  # forced
+        values = list(outcome.values)
+    else:
+        values = list(corrected)
+    return Reading([task.round(float(value)) for value in values], deviations, *ends)
+
+
+_SHARES = ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)
+
+
+def _plain(values_K: Matrix) -> list[float]:
+    return [round(float(value), 2) for value in values_K]

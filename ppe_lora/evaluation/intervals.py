@@ -1,0 +1,97 @@
+"""How sure a mean over rows is: percentile bootstrap intervals (scipy's), one row being the unit that is drawn.
+
+Errors of two predictors on the same rows are compared in pairs, for what makes a row hard is hard for both. N rows.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ppe_lora.errors import MetricError
+from ppe_lora.evaluation.metrics import Matrix
+
+LEVEL = 0.95
+_RESAMPLES = 4999
+_BATCH = 4_000_000
+"""Numbers held at once while resampling."""
+
+
+class Interval(NamedTuple):
+    """A figure and the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def half(self) -> float:
+        """Half the width, for `value ± half`."""
+        return (self.high - self.low) / 2
+
+
+class Paired(NamedTuple):
+    """Our error beside another predictor's on the same rows."""
+
+    difference: Interval
+    """Ours minus theirs, in the unit of the errors: below 0 we are better."""
+    ratio: Interval
+    """Ours over theirs: 0.7 is 30 % less error. It excludes 1 exactly where the difference excludes 0."""
+    rows: int
+
+    @property
+    def surely_better(self) -> bool:
+        """Whether the whole interval says so."""
+        return self.difference.high < 0
+
+    @property
+    def surely_worse(self) -> bool:
+        """Whether the whole interval says so."""
+        return self.difference.low > 0
+
+
+def mean_interval(values_N: Matrix, level: float = LEVEL) -> Interval:
+    """The mean of N values with its interval.
+
+    Raises:
+        MetricError: Fewer than two values.
+    """
+    from scipy.stats import bootstrap  # slow to import
+
+    _check(values_N)
+    found = bootstrap((values_N,), np.mean, confidence_level=level, **_settings(len(values_N)))
+    return Interval(float(values_N.mean()), *map(float, found.confidence_interval))
+
+
+def paired_errors(ours_N: Matrix, theirs_N: Matrix, level: float = LEVEL) -> Paired:
+    """Compare the errors of two predictors on the same N rows.
+
+    The same seeded draws serve the difference and the ratio, so that the two never contradict each other.
+
+    Raises:
+        MetricError: Fewer than two rows, another number on one side, or no error at all on theirs.
+    """
+    from scipy.stats import bootstrap  # slow to import
+
+    _check(ours_N)
+    if ours_N.shape != theirs_N.shape or not theirs_N.any():
+        raise MetricError(f"intervals: expected errors above 0 of {len(ours_N)} rows; got {theirs_N.shape}")
+
+    def interval(statistic: np.ufunc) -> Interval:
+        def of_means(ours: Matrix, theirs: Matrix, axis: int = -1) -> Matrix:
+            return np.asarray(statistic(ours.mean(axis), theirs.mean(axis)))
+
+        settings = _settings(len(ours_N)) | {"paired": True, "vectorized": True}
+        found = bootstrap((ours_N, theirs_N), of_means, confidence_level=level, **settings)
+        return Interval(float(of_means(ours_N, theirs_N)), *map(float, found.confidence_interval))
+
+    return Paired(interval(np.subtract), interval(np.divide), len(ours_N))
+
+
+def _settings(rows: int) -> dict[str, object]:
+    batch = max(1, _BATCH // rows)
+    return {"method": "percentile", "n_resamples": _RESAMPLES, "batch": batch, "rng": np.random.default_rng(0)}
+
+
+def _check(values_N: Matrix) -> None:
+    if len(values_N) < 2:
+        raise MetricError(f"intervals: expected at least two rows; got {len(values_N)}")

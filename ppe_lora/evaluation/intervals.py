@@ -11,7 +11,7 @@ from ppe_lora.errors import MetricError
 from ppe_lora.evaluation.metrics import Matrix
 
 LEVEL = 0.95
-_RESAMPLES = 4999
+_RESAMPLES = 1999
 _BATCH = 4_000_000
 """Numbers held at once while resampling."""
 

@@ -42,8 +42,8 @@ class RunFolder(NamedTuple):
     calibration: Calibration | None
     merged: dict[str, Any] | None
     """The manifest of the export; None where nothing was exported."""
-    tracked: dict[str, Any] | None
-    """`tracking.json`; None where nothing was tracked."""
+    tracked: dict[str, str | None]
+    """Each tracker that has a record of the run, and why its last try failed, if it did."""
 
 
 def read_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
@@ -78,7 +78,7 @@ def read_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
         epoch_seconds=_epoch_seconds(run_dir / "train_log.csv"),
         calibration=_calibration(run_dir / "calibration.json"),
         merged=_optional(run_dir / "merged" / "manifest.json"),
-        tracked=_optional(run_dir / "tracking.json"),
+        tracked=_tracked(run_dir / "tracking"),
     )
 
 
@@ -114,6 +114,11 @@ def _manifest(folder: Path, missing: str) -> dict[str, Any]:
 def _optional(path: Path) -> dict[str, Any] | None:
     found: dict[str, Any] | None = read_json(path) if path.is_file() else None
     return found
+
+
+def _tracked(folder: Path) -> dict[str, str | None]:
+    problems = {path.stem: path.read_text(encoding="utf-8").strip() for path in folder.glob("*.problem")}
+    return {path.stem: problems.get(path.stem) for path in sorted(folder.glob("*.json"))}
 
 
 def _baselines(path: Path, predictions: list[dict[str, Any]], task: ScoresTask) -> dict[str, Matrix]:

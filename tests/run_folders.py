@@ -134,7 +134,13 @@ def _write(
     errors = error_metrics(mean_NK.astype(float), target_NK, task)
     metrics = more | score(outcomes, target_NK, task) | latency_metrics(waits)
     metrics |= {renamed(name, "posterior_mean"): value for name, value in errors.items()}
-    metrics |= {"valid_loss": 0.6 + 0.2 * (1 - skill), "coverage@80": 0.8, "crps": 10.0, "nll": 4.0, "rows_too_long": 0.0}
+    metrics |= {
+        "valid_loss": 0.6 + 0.2 * (1 - skill),
+        "coverage@80": 0.8,
+        "crps": 10.0,
+        "nll": 4.0,
+        "rows_too_long": 0.0,
+    }
     metrics |= {
         "train_mean_mse_norm": train_mean_mse_norm(train_NK, target_NK, task),
         "constant_mse_norm": constant_mse_norm(target_NK, task),

@@ -65,7 +65,7 @@ def mean_interval(values_N: Matrix, level: float = LEVEL) -> Interval:
 def paired_errors(ours_N: Matrix, theirs_N: Matrix, level: float = LEVEL) -> Paired:
     """Compare the errors of two predictors on the same N rows.
 
-    The same seeded draws serve the difference and the ratio, so that the two never contradict each other.
+    The same draws serve the difference and the ratio, so that the two never contradict each other.
 
     Raises:
         MetricError: Fewer than two rows, another number on one side, or no error at all on theirs.
@@ -76,15 +76,15 @@ def paired_errors(ours_N: Matrix, theirs_N: Matrix, level: float = LEVEL) -> Pai
     if ours_N.shape != theirs_N.shape or not theirs_N.any():
         raise MetricError(f"intervals: expected errors above 0 of {len(ours_N)} rows; got {theirs_N.shape}")
 
-    def interval(statistic: np.ufunc) -> Interval:
-        def of_means(ours: Matrix, theirs: Matrix, axis: int = -1) -> Matrix:
-            return np.asarray(statistic(ours.mean(axis), theirs.mean(axis)))
+    def both(ours: Matrix, theirs: Matrix, axis: int = -1) -> Matrix:
+        one, other = ours.mean(axis), theirs.mean(axis)
+        return np.stack([one - other, one / other])
 
-        settings = _settings(len(ours_N)) | {"paired": True, "vectorized": True}
-        found = bootstrap((ours_N, theirs_N), of_means, confidence_level=level, **settings)
-        return Interval(float(of_means(ours_N, theirs_N)), *map(float, found.confidence_interval))
-
-    return Paired(interval(np.subtract), interval(np.divide), len(ours_N))
+    settings = _settings(len(ours_N)) | {"paired": True, "vectorized": True}
+    lows, highs = bootstrap((ours_N, theirs_N), both, confidence_level=level, **settings).confidence_interval
+    ends = zip(both(ours_N, theirs_N).tolist(), lows.tolist(), highs.tolist(), strict=True)
+    difference, ratio = (Interval(*end) for end in ends)
+    return Paired(difference, ratio, len(ours_N))
 
 
 def _settings(rows: int) -> dict[str, object]:

@@ -19,6 +19,8 @@ LEAST_ROWS = 5
 """Rows of a slice from which it is shown."""
 _SURE = 0.99
 """Level at which a slice is called worse than the rest: there are many slices."""
+_MORE = 1.05
+"""Error over the average from which a slice can be called worse: with many rows, trifles are sure, too."""
 _LENGTHS = ("short", "medium", "long")
 
 
@@ -47,11 +49,12 @@ class Slice(NamedTuple):
     ratio: float
     """Error over that of the train mean on the same rows."""
     surely_worse: bool
-    """Whether its 99 % interval lies above the error of all other rows."""
+    """Whether it has more error than the average row (by 5 %), and not only because it is harder: the 99 % interval of
+    its ratio lies above the ratio of all other rows."""
 
 
 def squared_errors(answer_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> Matrix:
-    """Squared errors on the unit scale, shape (N, K); a row of NaN is a rejected answer, which is as wrong as can be."""
+    """Squared errors on the unit scale, shape (N, K); NaN, a rejected answer, is as wrong as can be."""
     farthest_NK = np.maximum(target_NK - task.low, task.high - target_NK)
     off_NK = np.where(np.isnan(answer_NK), farthest_NK, answer_NK - target_NK)
     return np.asarray((off_NK / task.span) ** 2)
@@ -91,7 +94,7 @@ def errors_by_slice(rows: Sequence[Row], error_N: Matrix, train_mean_N: Matrix) 
     """Slices by language, style, sampler, length and scenario, the worst of each field first.
 
     Length is that of the request among those of its language, in thirds. A field with one value has no slices, and
-    neither has a value with fewer than `LEAST_ROWS` rows.
+    neither has a value with fewer than `LEAST_ROWS` rows, or where the train mean is never wrong.
 
     Args:
         rows: The N rows.
@@ -105,7 +108,7 @@ def errors_by_slice(rows: Sequence[Row], error_N: Matrix, train_mean_N: Matrix) 
         found = []
         for value in values:
             inside_N = np.array([value in own[field] for own in tags])
-            if len(values) > 1 and inside_N.sum() >= LEAST_ROWS:
+            if len(values) > 1 and inside_N.sum() >= LEAST_ROWS and train_mean_N[inside_N].any():
                 found.append(_slice(field, value, inside_N, error_N, train_mean_N))
         slices += sorted(found, key=lambda one: -one.error.value)
     return slices
@@ -145,9 +148,9 @@ def _root_mean_square(values: Matrix) -> float:
 
 def _slice(field: str, value: str, inside_N: np.ndarray, error_N: Matrix, train_mean_N: Matrix) -> Slice:
     own_N, rest_N = error_N[inside_N], error_N[~inside_N]
-    worse = len(rest_N) > 0 and mean_interval(own_N, _SURE).low > rest_N.mean()
-    ratio = own_N.mean() / train_mean_N[inside_N].mean()
-    return Slice(field, value, len(own_N), mean_interval(own_N), float(ratio), bool(worse))
+    ratio = paired_errors(own_N, train_mean_N[inside_N], _SURE).ratio
+    worse = own_N.mean() > _MORE * error_N.mean() and ratio.low * train_mean_N[~inside_N].mean() > rest_N.mean()
+    return Slice(field, value, len(own_N), mean_interval(own_N), ratio.value, bool(worse))
 
 
 def _tags(row: Row, length: str) -> dict[str, tuple[str, ...]]:

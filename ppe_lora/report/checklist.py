@@ -95,7 +95,9 @@ def _format(analysis: Analysis) -> Check:
         f"{version}。目標値 {len(read):,} 件中 {len(read) - wrong:,} 件が文字列から元の値に戻る"
         + ("" if same else "。学習時の task と異なる"),
     )
-    return Check(Words("Output format fixed", "出力形式が固定されている"), "passed" if same and not wrong else "failed", told)
+    return Check(
+        Words("Output format fixed", "出力形式が固定されている"), "passed" if same and not wrong else "failed", told
+    )
 
 
 def _gate(analysis: Analysis) -> Check:
@@ -126,7 +128,9 @@ def _latency(analysis: Analysis) -> Check:
     limit, p95 = analysis.run.recipe.evaluate.latency_limit_ms, analysis.run.metrics.get("latency_ms_p95")
     name = Words("Latency p95 within the recipe's limit", "レイテンシ p95 がレシピの上限以内")
     if p95 is None:
-        return Check(name, "not done", Words("not measured (evaluate.latency_rows=0)", "未計測(evaluate.latency_rows=0)"))
+        return Check(
+            name, "not done", Words("not measured (evaluate.latency_rows=0)", "未計測(evaluate.latency_rows=0)")
+        )
     where = f"{analysis.run.test['latency']['device']}, {analysis.run.test['latency']['engine']}"
     if limit is None:
         return Check(
@@ -137,7 +141,9 @@ def _latency(analysis: Analysis) -> Check:
                 f"p95 {p95:.1f} ms({where})。上限の設定なし(evaluate.latency_limit_ms)",
             ),
         )
-    told = Words(f"p95 {p95:.1f} ms on {where}; the limit is {limit:g} ms", f"p95 {p95:.1f} ms({where})。上限 {limit:g} ms")
+    told = Words(
+        f"p95 {p95:.1f} ms on {where}; the limit is {limit:g} ms", f"p95 {p95:.1f} ms({where})。上限 {limit:g} ms"
+    )
     return Check(name, "passed" if p95 <= limit else "failed", told)
 
 

@@ -1,6 +1,7 @@
 """What deserves a look in a run's answers, each with the place on the page that shows it."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from ppe_lora.report.run_analysis import Analysis
 _FEW_ROWS = 100
 _FAR_OFF = 0.05
 """How far the coverage must be off, beside being surely off."""
-_TIMID = 0.5
 
 
 def find_in_run(analysis: Analysis) -> list[Finding]:
@@ -33,7 +33,9 @@ def find_in_run(analysis: Analysis) -> list[Finding]:
 def _format(analysis: Analysis) -> Iterator[Finding]:
     gate, metrics = analysis.run.recipe.evaluate.gate, analysis.run.metrics
     if format_rate(metrics) < gate:
-        rates = f"json_valid_rate {metrics['json_valid_rate']:.3f}, schema_valid_rate {metrics['schema_valid_rate']:.3f}"
+        rates = (
+            f"json_valid_rate {metrics['json_valid_rate']:.3f}, schema_valid_rate {metrics['schema_valid_rate']:.3f}"
+        )
         yield Finding(
             Words(
                 f"On the test rows the format is below the gate of {gate:g}: {rates}.",
@@ -71,18 +73,8 @@ def _keys(analysis: Analysis) -> Iterator[Finding]:
         names = ", ".join(behind)
         yield Finding(
             Words(
-                f"N-gram ridge regression reads these better: {names}. The words are there; the model has not learned them.",
+                f"N-gram ridge regression reads these better: {names}. The words are there, but not learned.",
                 f"n-gram リッジ回帰のほうが良いキー: {names}。手がかりは文中にありますが、モデルはまだ学んでいません。",
-            ),
-            "keys",
-        )
-    timid = [key for key, found in analysis.keys.items() if found.spread is not None and found.spread < _TIMID]
-    if timid and analysis.read_out == "greedy":
-        names = ", ".join(timid)
-        yield Finding(
-            Words(
-                f"Answers vary less than half as much as the targets: {names}.",
-                f"回答の広がりが目標値の半分未満のキー: {names}。",
             ),
             "keys",
         )
@@ -95,7 +87,8 @@ def _slices(analysis: Analysis) -> Iterator[Finding]:
         told = [f"{one.field} {one.value} ({one.error.value / ratio:.1f}×)" for one in worse]
         shown = ", ".join(told[:4]) + (" …" if len(told) > 4 else "")
         yield Finding(
-            Words(f"More error than in the other rows: {shown}.", f"他の行より誤差が大きい部分: {shown}。"), "slices"
+            Words(f"Read less well than the other rows: {shown}.", f"他の行より読み取れていない部分: {shown}。"),
+            "slices",
         )
 
 
@@ -134,7 +127,7 @@ def _epochs(analysis: Analysis) -> Iterator[Finding]:
     numbers = list(epochs)
     parted = [
         later
-        for earlier, later in zip(numbers, numbers[1:], strict=False)
+        for earlier, later in pairwise(numbers)
         if epochs[later]["valid_loss"] < epochs[earlier]["valid_loss"] and epochs[later][name] > epochs[earlier][name]
     ]
     if parted:

@@ -1,6 +1,7 @@
 """A finished run as it lies on disk, with everything its report is made of. N test rows, K keys."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,9 +73,7 @@ def read_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
         rows=[row_of[line["id"]] for line in predictions],
         predictions=predictions,
         baselines=_baselines(run_dir / "test" / "baseline_predictions.jsonl", predictions, recipe.task),
-        epochs={
-            int(path.parent.name): read_json(path) for path in sorted(run_dir.glob("epochs/*/eval_metrics.json"))
-        },
+        epochs={int(path.parent.name): read_json(path) for path in sorted(run_dir.glob("epochs/*/eval_metrics.json"))},
         epoch_seconds=_epoch_seconds(run_dir / "train_log.csv"),
         calibration=_calibration(run_dir / "calibration.json"),
         merged=_optional(run_dir / "merged" / "manifest.json"),
@@ -82,21 +81,19 @@ def read_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
     )
 
 
-def config_of(run_dir: Path) -> Recipe:
-    """The resolved recipe of a run folder.
+def config_of(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The resolved recipe of a run folder, with overrides such as `evaluate.latency_limit_ms=50`.
 
     Raises:
         RunError: The folder holds no run.
     """
     if not (run_dir / "config.yaml").is_file():
         raise RunError(f"{run_dir}: expected a run folder or a recipe file; got a folder without config.yaml")
-    return load_recipe(run_dir / "config.yaml")
+    return load_recipe(run_dir / "config.yaml", overrides)
 
 
 def _check_recipe(recipe: Recipe, run_dir: Path) -> None:
-    changed = [
-        key for key in differing_keys(recipe, config_of(run_dir)) if not key.startswith((*NOT_DECISIVE, "name"))
-    ]
+    changed = [key for key in differing_keys(recipe, config_of(run_dir)) if not key.startswith((*NOT_DECISIVE, "name"))]
     if changed:
         raise RunError(
             f"{run_dir}: holds a run that differs from the recipe in {', '.join(changed)}. Name the folder itself to "
@@ -146,4 +143,3 @@ def _epoch_seconds(path: Path) -> dict[int, float]:
             times.setdefault(max(1, int(np.ceil(float(line["epoch"]) - 1e-9))), []).append(float(line["seconds"]))
     whole = {epoch: own for epoch, own in times.items() if len(own) > 1 and own == sorted(own)}
     return {epoch: (own[-1] - own[0]) * len(own) / (len(own) - 1) for epoch, own in whole.items()}
-

@@ -69,6 +69,8 @@ def change_between(ratio: Interval) -> Words:
     """An interval of ratios in words: `20 to 34 % less`, or `5 % less to 10 % more`."""
     ends = sorted((ratio.low, ratio.high), key=lambda end: abs(end - 1))
     low, high = (abs(100 * (end - 1)) for end in ends)
+    if high < 0.5:
+        return Words("no more and no less", "差なし")
     if (ratio.low < 1) == (ratio.high < 1):
         side = _side(ratio.low if ratio.low < 1 else ratio.high)
         return Words(f"{low:.0f} to {high:.0f} % {side.en}", f"{low:.0f}〜{high:.0f} % {side.ja}")
@@ -130,14 +132,16 @@ def _how_much(analysis: Analysis) -> Card:
     ridge, mean = analysis.against["ridge"].ratio.value, analysis.against["train_mean"].ratio.value
     metrics, span = analysis.run.metrics, analysis.run.recipe.task.span
     name = "mae_raw" if analysis.read_out == "greedy" else f"mae_raw_{analysis.read_out}"
-    than = Words("than the train mean", "(学習平均比)")
     lines = [
-        Told(Words(f"{than.en}; {change(ridge).en} than n-gram ridge", f"{than.ja}。n-gram リッジ比: {change(ridge).ja}")),
+        Told(Words("than the train mean", "学習平均と比べて")),
+        Told(Words(f"{change(ridge).en} than n-gram ridge", f"n-gram リッジ比: {change(ridge).ja}")),
         Told(Words(*(f"mse_norm {error_figure(analysis.error.value)}",) * 2)),
     ]
     if name in metrics:
         off = f"{metrics[name]:.3g}"
-        lines.append(Told(Words(f"off by {off} of {span:g} points on average", f"平均 {off} 点のずれ({span:g} 点満点)")))
+        lines.append(
+            Told(Words(f"off by {off} of {span:g} points on average", f"平均 {off} 点のずれ({span:g} 点満点)"))
+        )
     return Card(Words("By how much?", "どれだけ"), change(mean), lines)
 
 
@@ -153,7 +157,9 @@ def _sure(analysis: Analysis) -> Card:
     answer = Words("Yes", "はい")
     if unsure:
         shorts = [_SHORT[name] for name in unsure]
-        answer = Words(f"Not against {' and '.join(s.en for s in shorts)}", f"{'・'.join(s.ja for s in shorts)}とは不明")
+        answer = Words(
+            f"Not against {' and '.join(s.en for s in shorts)}", f"{'・'.join(s.ja for s in shorts)}とは不明"
+        )
     return Card(Words("Am I sure?", "確かか"), answer, lines)
 
 
@@ -161,17 +167,25 @@ def _where(analysis: Analysis, findings: list[Finding]) -> Card:
     worst = sorted(analysis.keys, key=lambda key: -analysis.keys[key].error.value)[:2]
     told = ", ".join(worst)
     first = analysis.keys[worst[0]].error.value / analysis.error.value
-    lines = [Told(Words(f"{first:.1f} times the average error in {worst[0]}", f"{worst[0]} の誤差は平均の {first:.1f} 倍"))]
-    worse = [one for one in analysis.slices if one.surely_worse]
-    if worse:
-        one = max(worse, key=lambda one: one.error.value)
+    lines = [
+        Told(Words(f"{first:.1f} times the average error in {worst[0]}", f"{worst[0]} の誤差は平均の {first:.1f} 倍"))
+    ]
+    if analysis.slices:
+        one = max(analysis.slices, key=lambda one: one.error.low)
         more = 100 * (one.error.value / analysis.error.value - 1)
         lines.append(
-            Told(Words(f"{more:.0f} % above average: {one.field} {one.value}", f"{one.field} {one.value}: 平均より {more:.0f} % 大"))
+            Told(
+                Words(
+                    f"{more:.0f} % above average: {one.field} {one.value}",
+                    f"{one.field} {one.value}: 平均より {more:.0f} % 大",
+                )
+            )
         )
     if findings:
         count = len(findings)
-        lines.append(Told(Words(f"{count} thing{'s' * (count > 1)} to look at, below", f"確認すべき点 {count} 件(下記)")))
+        lines.append(
+            Told(Words(f"{count} thing{'s' * (count > 1)} to look at, below", f"確認すべき点 {count} 件(下記)"))
+        )
     return Card(Words("Where is it wrong?", "どこが悪いか"), Words(told, told), lines)
 
 

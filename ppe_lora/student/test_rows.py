@@ -84,7 +84,9 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
             "read_out": recipe.evaluate.read_out,
             "engine": engine_of(trie, recipe.evaluate.read_out),
             "device": device_name(state.device),
-            "weights": recipe.student.quantization if recipe.student.quantization != "none" else str(model.dtype),
+            "weights": recipe.student.quantization
+            if recipe.student.quantization != "none"
+            else str(model.dtype).removeprefix("torch."),
             "requests": sum("latency_ms" in row for row in result.predictions),
         }
         write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device), latency=latency)

@@ -30,6 +30,7 @@ from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 from ppe_lora.student.trainer import PpeTrainer, sft_config
 from ppe_lora.student.trie import ScoreTrie, build_trie
 
+
 def train_inputs(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
     """Everything that decides a training: the recipe but its export, and the data by content.
 

@@ -59,8 +59,8 @@ def read_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
     test = _manifest(run_dir / "test", "the test rows are not decoded yet; run `ppe-lora evaluate RECIPE`")
     data = read_dataset(data_dir, recipe.task)
     check_test_rows(run_dir, split_path(data_dir, "test"))
-    if test["inputs"]["training"] != run["inputs_hash"]:
-        raise RunError(f"{run_dir / 'test'}: is of an earlier training; run `ppe-lora evaluate RECIPE`")
+    if test["inputs"]["training"] != run["inputs_hash"] or "latency" not in test:
+        raise RunError(f"{run_dir / 'test'}: is of an earlier training or version; run `ppe-lora evaluate RECIPE`")
     predictions = read_jsonl(run_dir / "test" / "eval_predictions.jsonl")
     row_of = {row.id: row for row in data.by_split["test"]}
     return RunFolder(

@@ -71,24 +71,14 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots) if packs else None
     result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie)
     if state.is_main_process:
-        texts = [[row.request for row in some] for some in (train_rows, split.rows)]
-        target_NK = targets_matrix(split.rows, recipe.task)
-        others = baseline_answers(texts[0], train_NK, texts[1], recipe.task)
-        ridge = mse_norm(others["ridge"], target_NK, Scale(recipe.task.low, recipe.task.high))
-        corrected = _calibrate(run_dir, result.predictions, recipe.task) if trie is not None else {}
-        result = result._replace(metrics=result.metrics | {"ridge_mse_norm": ridge} | corrected)
-        write_evaluation(folder, result)
-        write_text(folder / "baseline_predictions.jsonl", _baseline_lines(split.rows, others, recipe.task))
-        write_text(run_dir / "worst_cases.csv", _worst_cases(result, recipe))
         latency = {
             "read_out": recipe.evaluate.read_out,
             "engine": engine_of(trie, recipe.evaluate.read_out),
             "device": device_name(state.device),
-            "weights": recipe.student.quantization
-            if recipe.student.quantization != "none"
-            else str(model.dtype).removeprefix("torch."),
+            "weights": _weights(recipe.student.quantization, str(model.dtype)),
             "requests": sum("latency_ms" in row for row in result.predictions),
         }
+        result = _write_test(recipe, run_dir, result, train_rows, split.rows)
         write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device), latency=latency)
         console.print(
             f"test: {len(split.rows)} rows, {recipe.evaluate.read_out} mse_norm "
@@ -96,6 +86,27 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
             f"train mean {result.metrics['train_mean_mse_norm']:.4f}"
         )
     state.wait_for_everyone()
+
+
+def _write_test(
+    recipe: Recipe, run_dir: Path, result: Evaluation, train_rows: Sequence[Row], rows: Sequence[Row]
+) -> Evaluation:
+    """Write everything about the test rows but the manifest; return the evaluation with the metrics that were added."""
+    task = recipe.task
+    texts = [[row.request for row in some] for some in (train_rows, rows)]
+    others = baseline_answers(texts[0], targets_matrix(train_rows, task), texts[1], task)
+    ridge = mse_norm(others["ridge"], targets_matrix(rows, task), Scale(task.low, task.high))
+    has_posterior = "posterior_mean" in result.predictions[0]
+    corrected = _calibrate(run_dir, result.predictions, task) if has_posterior else {}
+    result = result._replace(metrics=result.metrics | {"ridge_mse_norm": ridge} | corrected)
+    write_evaluation(run_dir / "test", result)
+    write_text(run_dir / "test" / "baseline_predictions.jsonl", _baseline_lines(rows, others, task))
+    write_text(run_dir / "worst_cases.csv", _worst_cases(result, recipe))
+    return result
+
+
+def _weights(quantization: str, dtype: str) -> str:
+    return dtype.removeprefix("torch.") if quantization == "none" else quantization
 
 
 def _baseline_lines(rows: Sequence[Row], answers: Mapping[str, Matrix], task: ScoresTask) -> str:
@@ -134,21 +145,22 @@ def _posterior_matrices(predictions: Sequence[dict[str, Any]], task: ScoresTask)
 
 
 def _worst_cases(result: Evaluation, recipe: Recipe) -> str:
-    """The rows with the largest error, rejected answers first, as CSV."""
-    order = sorted(
-        result.predictions,
-        key=lambda row: float("inf") if row["mse_norm"] is None else row["mse_norm"],
-        reverse=True,
-    )
+    """The rows whose served answers have the largest error, rejected answers first, as CSV."""
+    task = recipe.task
+    field = "parsed" if recipe.evaluate.read_out == "greedy" else recipe.evaluate.read_out
+    cases: list[tuple[float, dict[str, Any]]] = []
+    for row in result.predictions:
+        off = [(row[field][key] - row["target"][key]) / task.span for key in task.keys] if row[field] else [np.inf]
+        cases.append((float(np.mean(np.square(off))), row))
+    cases.sort(key=lambda case: case[0], reverse=True)
     table = io.StringIO()
     writer = csv.writer(table)
-    keys = recipe.task.keys
-    writer.writerow(
-        ["id", "request", "mse_norm", "rejected", *(f"target_{key}" for key in keys), *(f"answer_{k}" for k in keys)]
-    )
-    for row in order[:WORST_CASES]:
-        answer = row["parsed"] or {}
-        targets = [row["target"][key] for key in keys]
-        answers = [answer.get(key, "") for key in keys]
-        writer.writerow([row["id"], row["request"], row["mse_norm"], row["rejected"] or "", *targets, *answers])
+    columns = [f"{side}_{key}" for side in ("target", "answer") for key in task.keys]
+    writer.writerow(["id", "request", "mse_norm", "rejected", *columns])
+    for error, row in cases[:WORST_CASES]:
+        answer = row[field] or {}
+        targets = [row["target"][key] for key in task.keys]
+        answers = [answer.get(key, "") for key in task.keys]
+        shown = error if row[field] else ""
+        writer.writerow([row["id"], row["request"], shown, row["rejected"] or "", *targets, *answers])
     return table.getvalue()

@@ -52,7 +52,9 @@ def build_data(recipe: Recipe, folder: Path, hostile: Sequence[str] = ()) -> Pat
     return folder
 
 
-def make_run(recipe: Recipe, data_dir: Path, run_dir: Path, *, skill: float = 0.6, rejected: int = 0) -> Path:
+def make_run(
+    recipe: Recipe, data_dir: Path, run_dir: Path, *, skill: float = 0.6, rejected: Sequence[str] = ()
+) -> Path:
     """Write a finished run on a built data set.
 
     Args:
@@ -60,7 +62,7 @@ def make_run(recipe: Recipe, data_dir: Path, run_dir: Path, *, skill: float = 0.
         data_dir: Its data set.
         run_dir: The new folder.
         skill: 0 answers the train mean, 1 almost the target.
-        rejected: How many greedy texts on the test rows are no answers.
+        rejected: Requests to which the greedy text is no answer.
     """
     task, rng = recipe.task, np.random.default_rng(0)
     rows = {split: read_rows(split_path(data_dir, split), task) for split in ("train", "valid", "test")}
@@ -72,7 +74,7 @@ def make_run(recipe: Recipe, data_dir: Path, run_dir: Path, *, skill: float = 0.
     for epoch in range(1, recipe.train.epochs + 1):
         own = skill * epoch / recipe.train.epochs
         times = {"epoch": float(epoch), "step": 20.0 * epoch, "train_loss": 1.5 / epoch}
-        predictions = _write(run_dir / "epochs" / f"{epoch:03d}", rows["valid"], train_NK, task, rng, own, 0, times)
+        predictions = _write(run_dir / "epochs" / f"{epoch:03d}", rows["valid"], train_NK, task, rng, own, (), times)
     if len(predictions) >= LEAST_ROWS:
         write_json(run_dir / "calibration.json", fit_calibration(*_posterior(predictions, task), task).as_json(task))
     version = read_json(data_dir / "manifest.json")["dataset_version"]
@@ -106,7 +108,7 @@ def make_run(recipe: Recipe, data_dir: Path, run_dir: Path, *, skill: float = 0.
 
 def _write(
     folder: Path, rows: list[Row], train_NK: Matrix, task: ScoresTask, rng: np.random.Generator, skill: float,
-    rejected: int, more: dict[str, float], timed: int = 0,
+    rejected: Sequence[str], more: dict[str, float], timed: int = 0,
 ) -> list[dict[str, Any]]:  # fmt: skip
     target_NK = targets_matrix(rows, task)
     noise_NK = rng.gamma(2.0, 6.0, target_NK.shape) * np.linspace(0.7, 1.6, len(task.keys))
@@ -117,7 +119,7 @@ def _write(
     predictions, outcomes, waits = [], [], (20 + rng.gamma(2.0, 3.0, timed)).tolist()
     for n, row in enumerate(rows):
         text = task.render(dict(zip(task.keys, greedy_NK[n].tolist(), strict=True)))
-        text = text.replace("}", "}</script>") if n < rejected else text
+        text = text.replace("}", "}</script>") if row.request in rejected else text
         outcome = task.parse(text)
         outcomes.append(outcome)
         line = {"id": row.id, "request": row.request, "language": row.language, "target": row.target, "text": text}

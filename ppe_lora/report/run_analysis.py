@@ -25,7 +25,7 @@ from ppe_lora.report.run_folder import RunFolder
 _LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
-class Bar(NamedTuple):
+class Predictor(NamedTuple):
     """The error of one predictor on the test rows."""
 
     name: str
@@ -65,7 +65,7 @@ class Analysis(NamedTuple):
     """Squared, on the unit scale; a rejected answer as wrong as can be."""
     error: Interval
     """mse_norm of the served answers."""
-    bars: list[Bar]
+    predictors: list[Predictor]
     """Baselines, then read-outs, the served one among them."""
     keys: dict[str, KeyErrors]
     slices: list[Slice]
@@ -80,7 +80,7 @@ class Analysis(NamedTuple):
     @property
     def against(self) -> dict[str, Paired]:
         """The served answers beside each baseline."""
-        return {bar.name: bar.against for bar in self.bars if bar.name in self.run.baselines and bar.against}
+        return {one.name: one.against for one in self.predictors if one.name in self.run.baselines and one.against}
 
 
 def analyse(run: RunFolder) -> Analysis:
@@ -102,7 +102,7 @@ def analyse(run: RunFolder) -> Analysis:
         answer_NK=answer_NK,
         error_NK=error_NK,
         error=mean_interval(error_NK.mean(axis=1)),
-        bars=_bars(run, read_out, error_NK, target_NK),
+        predictors=_predictors(run, read_out, error_NK, target_NK),
         keys=errors_by_key(answer_NK, target_NK, shown, task),
         slices=errors_by_slice(run.rows, error_NK.mean(axis=1), trivial_NK.mean(axis=1)),
         doubt=_doubt(run, target_NK),
@@ -117,7 +117,7 @@ def _answers(run: RunFolder, read_out: str) -> Matrix:
     return np.array([[(row[field] or silent)[key] for key in keys] for row in run.predictions], dtype=float)
 
 
-def _bars(run: RunFolder, served: ReadOut, error_NK: Matrix, target_NK: Matrix) -> list[Bar]:
+def _predictors(run: RunFolder, served: ReadOut, error_NK: Matrix, target_NK: Matrix) -> list[Predictor]:
     task = run.recipe.task
     answers = dict(run.baselines)
     answers["greedy"] = _answers(run, "greedy")
@@ -126,12 +126,12 @@ def _bars(run: RunFolder, served: ReadOut, error_NK: Matrix, target_NK: Matrix) 
         if run.calibration and run.calibration.kind != "none":
             corrected_NK = run.calibration.correct(mean_NK, task)
             answers["calibrated"] = np.vectorize(task.round, otypes=[float])(corrected_NK)
-    bars = []
+    predictors = []
     for name, answer_NK in answers.items():
         other_N = squared_errors(answer_NK, target_NK, task).mean(axis=1)
         against = paired_errors(error_NK.mean(axis=1), other_N) if name != served and other_N.any() else None
-        bars.append(Bar(name, mean_interval(other_N), against))
-    return bars
+        predictors.append(Predictor(name, mean_interval(other_N), against))
+    return predictors
 
 
 def _has_distributions(run: RunFolder) -> bool:

@@ -93,7 +93,7 @@ def _slices(analysis: Analysis) -> Iterator[Finding]:
 
 
 def _read_outs(analysis: Analysis) -> Iterator[Finding]:
-    by_name = {bar.name: bar for bar in analysis.bars}
+    by_name = {bar.name: bar for bar in analysis.predictors}
     other = by_name.get("greedy" if analysis.read_out == "posterior_mean" else "posterior_mean")
     if other is not None and other.against is not None and other.against.surely_worse:
         yield Finding(

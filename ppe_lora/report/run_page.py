@@ -129,9 +129,9 @@ def _place(interval: Interval, top: float) -> tuple[float, float, float]:
 
 
 def _bars(analysis: Analysis) -> list[Bar]:
-    top = 1.04 * max(bar.error.high for bar in analysis.bars)
+    top = 1.04 * max(bar.error.high for bar in analysis.predictors)
     bars = []
-    for bar in sorted(analysis.bars, key=lambda bar: -bar.error.value):
+    for bar in sorted(analysis.predictors, key=lambda bar: -bar.error.value):
         note, mark = Words("served", "配信する読み出し"), None
         if bar.against is not None:
             told, between = change(bar.against.ratio.value), change_between(bar.against.ratio)
@@ -212,9 +212,6 @@ def _cost(run: RunFolder) -> list[tuple[Words, str]]:
         (Words("last start, with evaluation", "最後の起動から(評価込み)"), duration(run.run["seconds_of_last_start"]))
     )
     cost.append((Words("trainable parameters", "学習パラメータ数"), f"{run.run['trainable_parameters']:,}"))
-    for name, spent in run.data.manifest.get("asked_models", {}).items():
-        money = f"{spent['cost']:,.2f}" if spent["cost"] else "0"
-        cost.append((Words(f"teacher {name}", f"教師 {name}"), f"{money} ({spent['tokens']:,} tokens)"))
     return cost
 
 
@@ -232,7 +229,7 @@ def _commands(run: RunFolder) -> list[str]:
     return [
         *checkout,
         "make setup",
-        f"ppe-lora run {run.path / 'config.yaml'} name={run.recipe.name}_again",
+        f"ppe-lora run checkpoints/{run.path.name}/config.yaml name={run.recipe.name}_again",
         f"sha256sum {noted['file']} | cut -c1-16    # expected: {noted['sha256']}",
     ]
 

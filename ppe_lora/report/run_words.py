@@ -61,7 +61,7 @@ def change(ratio: float) -> Words:
         return Words(f"{ratio:.1f} times the error", f"誤差 {ratio:.1f} 倍")
     percent = f"{abs(100 * (ratio - 1)):.0f} %"
     if percent == "0 %":
-        return Words("the same error", "誤差は同じ")
+        return Words("no less error", "誤差は同じ")
     return Words(f"{percent} {'less' if ratio < 1 else 'more'} error", f"誤差が {percent} {_side(ratio).ja}")
 
 

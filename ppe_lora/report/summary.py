@@ -48,7 +48,7 @@ def write_summary(analysis: Analysis, findings: list[Finding], checks: list[Chec
 
 def headline(analysis: Analysis) -> str:
     """Whether it is better, by how much and how surely, in one line."""
-    trivial = next(bar.error.value for bar in analysis.bars if bar.name == "train_mean")
+    trivial = next(bar.error.value for bar in analysis.predictors if bar.name == "train_mean")
     ratio = analysis.against["train_mean"].ratio
     counted = "; rejected answers count as the worst possible ones" if analysis.rejected else ""
     return (
@@ -76,7 +76,7 @@ def _error_table(analysis: Analysis) -> list[str]:
         "| answers on the test rows | mse_norm (95 % interval) | the served answers against it (95 % interval) |",
         "| --- | --- | --- |",
     ]
-    for bar in analysis.bars:
+    for bar in analysis.predictors:
         figure = f"{error_figure(bar.error.value)} ({error_figure(bar.error.low)} to {error_figure(bar.error.high)})"
         against = "served" if bar.against is None else f"{change_between(bar.against.ratio).en} error"
         lines.append(f"| {NAMES[bar.name].en} | {figure} | {against} |")

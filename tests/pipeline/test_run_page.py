@@ -48,7 +48,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         make_run(recipe, Path("data/profile"), Path("checkpoints/profile"), skill=0.55)
         (folder / "greedy.yaml").write_text((folder / "profile.yaml").read_text().replace("posterior_mean", "greedy"))
-        make_run(load_recipe(folder / "greedy.yaml"), data, Path("checkpoints/greedy"), skill=0.2, rejected=6)
+        make_run(load_recipe(folder / "greedy.yaml"), data, Path("checkpoints/greedy"), skill=0.2, rejected=HOSTILE)
         assert ppe_lora("report", "profile.yaml") == 0
         assert ppe_lora("report", "checkpoints/greedy") == 0
         yield folder
@@ -135,21 +135,17 @@ def test_the_numbers_are_those_of_the_files(browser: Browser, here: Path) -> Non
 
 
 def test_hostile_texts_and_answers_are_shown_as_they_are(browser: Browser, here: Path) -> None:
-    """What a person or a model wrote must be read as text: every hostile request is somewhere on the page of a run that
-    is wrong everywhere, and so are the texts that were rejected."""
+    """What a person or a model wrote must be read as text: hostile requests, and texts that were rejected."""
     page, _ = open_page(browser, here / "checkpoints" / "greedy" / "report.html", 1280, locale="en-US")
-    rejected = page.locator("#worst article pre.raw").all_text_contents()
-    assert len(rejected) == 6
-    assert all(text.endswith("}</script>") for text in rejected)
     predictions = read_jsonl(here / "checkpoints" / "greedy" / "test" / "eval_predictions.jsonl")
-    hostile = [row["request"] for row in predictions[:6]]
-    shown = page.locator("#worst article .request").all_text_contents()[:6]
+    hostile = [row["request"] for row in predictions if row["request"] in HOSTILE]
+    assert len(hostile) >= 2
+    rejected = page.locator("#worst article pre.raw").all_text_contents()
+    assert len(rejected) == len(hostile)
+    assert all(text.endswith("}</script>") for text in rejected)
+    shown = page.locator("#worst article .request").all_text_contents()[: len(hostile)]
     assert sorted(shown) == sorted(hostile)
-    assert any(text in HOSTILE for text in hostile)
-    assert (
-        "6 answers were rejected" in page.locator(".findings").inner_text()
-        or "below the gate" in page.locator(".findings").inner_text()
-    )
+    assert "On the test rows the format is below the gate of 0.99" in page.locator(".findings").inner_text()
     page.context.close()
 
 

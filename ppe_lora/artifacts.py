@@ -36,6 +36,12 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_jsonl(path: Path) -> list[Any]:
+    """Read a file of one JSON value a line."""
+    with path.open(encoding="utf-8") as lines:  # not splitlines(): texts hold other line ends, such as U+2028
+        return [json.loads(line) for line in lines if line.strip()]
+
+
 def hash_text(text: str) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

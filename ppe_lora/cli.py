@@ -168,8 +168,19 @@ def export(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder, for example checkpoints/demo, or its recipe file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write report.html and summary.md of a run: is it better, by how much, how sure is that, where is it wrong."""
+    from ppe_lora import pipeline
+
+    pipeline.report(run, overrides or ())
+
+
+@app.command()
 def run(recipe: RecipePath, overrides: Overrides = None, fresh: Fresh = False) -> None:
-    """All stages: data, train, evaluate, export, summary. What is complete and unchanged is skipped."""
+    """All stages: data, train, evaluate, export, report. What is complete and unchanged is skipped."""
     from ppe_lora import pipeline
     from ppe_lora.recipe import load_recipe
 

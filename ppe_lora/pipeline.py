@@ -4,7 +4,7 @@
     train     data, base model           ->  checkpoints/<name>/            every epoch decoded; best/ selected
     evaluate  best/, test rows           ->  checkpoints/<name>/test/       decoded once, at the end
     export    best/, base model          ->  checkpoints/<name>/merged/     plain weights, reloaded and compared
-    summary   all of the above           ->  checkpoints/<name>/summary.md
+    report    all of the above           ->  checkpoints/<name>/            report.html and summary.md
 
 `serve` answers requests over HTTP with what a run has made.
 
@@ -242,12 +242,24 @@ def serve(sources: Sequence[str], settings: "Settings") -> None:
     run_server(sources, settings)
 
 
-def summarize(recipe: Recipe) -> None:
-    """Write `summary.md` and print its verdict."""
-    from ppe_lora.report.summary import write_summary
+def report(where: Path, overrides: Sequence[str] = ()) -> None:
+    """Write `report.html` and `summary.md` of a run, given by its recipe or by its folder, and print the verdict.
+
+    Raises:
+        RunError: There is no such run, or it is not finished.
+    """
+    from ppe_lora.recipe import load_recipe
+    from ppe_lora.report.run_folder import config_of
+
+    recipe = config_of(where, overrides) if where.is_dir() else load_recipe(where, overrides)
+    _report(recipe, where if where.is_dir() else run_dir(recipe))
+
+
+def _report(recipe: Recipe, folder: Path) -> None:
+    from ppe_lora.report.run_report import write_report
 
     if _is_first_process():
-        console.print(write_summary(recipe, data_dir(recipe), run_dir(recipe)))
+        console.print(write_report(recipe, data_dir(recipe), folder), markup=False)
 
 
 def run(recipe: Recipe, *, fresh: bool = False) -> None:
@@ -256,7 +268,7 @@ def run(recipe: Recipe, *, fresh: bool = False) -> None:
     train(recipe, resume=True, fresh=fresh)
     evaluate(recipe)
     export(recipe)
-    summarize(recipe)
+    _report(recipe, run_dir(recipe))
 
 
 def show_row(recipe: Recipe, split: str, number: int) -> None:

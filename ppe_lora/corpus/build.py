@@ -241,12 +241,17 @@ def _inputs(recipe: Recipe, teacher: Teacher | None) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "task": recipe.task.model_dump(mode="json", include=deciding),
-        "data": recipe.data.model_dump(mode="json", exclude=_NOT_CONTENT),
+        "data": data_content(recipe),
         "seed": recipe.seed,
         "teacher": {"name": teacher.name, "version": teacher.version} if teacher else None,
         "input_files": input_hashes(source, "data.source") if isinstance(source, ImportSource) else _observed(source),
         "held_out_files": input_hashes(held_out, "data.held_out") if held_out else {},
     }
+
+
+def data_content(recipe: Recipe) -> dict[str, Any]:
+    """The part of the recipe's data section that decides the rows, as a data set's manifest has it (`inputs.data`)."""
+    return recipe.data.model_dump(mode="json", exclude=_NOT_CONTENT)
 
 
 def _observed(source: GenerateSource) -> dict[str, str]:

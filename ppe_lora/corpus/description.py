@@ -232,19 +232,19 @@ def _read_rejected(path: Path, task: ScoresTask) -> list[Rejection]:
     if not path.is_file():
         return []
     rejected = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            record = json.loads(line)
-            task.check_target(record["row"]["target"])
-            # Not validated: an empty request is one of the reasons for which rows are here.
-            rejected.append(
-                Rejection(Row.model_construct(**record["row"]), str(record["rule"]), str(record["evidence"]))
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}:{number}: expected a rejected row (row, rule, evidence); got {type(error).__name__}: {error}; "
-                "make the data set again with `ppe-lora data build RECIPE`"
-            ) from error
+    with path.open(encoding="utf-8") as lines:  # not splitlines(): texts hold other line ends, such as U+2028
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                task.check_target(record["row"]["target"])
+                # Not validated: an empty request is one of the reasons for which rows are here.
+                row = Row.model_construct(**record["row"])
+                rejected.append(Rejection(row, str(record["rule"]), str(record["evidence"])))
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{path}:{number}: expected a rejected row (row, rule, evidence); got {type(error).__name__}: "
+                    f"{error}; make the data set again with `ppe-lora data build RECIPE`"
+                ) from error
     return rejected
 
 

@@ -31,17 +31,36 @@ def constant_mse_norm(target_NK: Matrix, task: ScoresTask) -> float:
 def ridge_mse_norm(
     train_texts: Sequence[str], train_NK: Matrix, texts: Sequence[str], target_NK: Matrix, task: ScoresTask
 ) -> float:
-    """mse_norm of ridge regression on character n-grams of the request, its answers kept within the range, unrounded.
+    """mse_norm of `ridge_answers` on N evaluation rows with these targets; arguments as there.
+
+    Raises:
+        MetricError: No evaluation rows.
+    """
+    return mse_norm(ridge_answers(train_texts, train_NK, texts, task), target_NK, Scale(task.low, task.high))
+
+
+def ridge_answers(train_texts: Sequence[str], train_NK: Matrix, texts: Sequence[str], task: ScoresTask) -> Matrix:
+    """What ridge regression on character n-grams of the request answers, kept within the range, unrounded.
 
     Args:
         train_texts: Requests of the training rows.
         train_NK: Their targets, in task units.
         texts: Requests of the N evaluation rows.
-        target_NK: Their targets.
         task: Gives the range.
-
-    Raises:
-        MetricError: No evaluation rows.
     """
-    predicted_NK = np.clip(read_new(train_texts, train_NK, texts), task.low, task.high)
-    return mse_norm(predicted_NK, target_NK, Scale(task.low, task.high))
+    return np.clip(read_new(train_texts, train_NK, texts), task.low, task.high)
+
+
+def baseline_answers(
+    train_texts: Sequence[str], train_NK: Matrix, texts: Sequence[str], task: ScoresTask
+) -> dict[str, Matrix]:
+    """What every baseline answers, by its name: `constant` (the middle of the range), `train_mean`, `ridge`.
+
+    Arguments as in `ridge_answers`; the metric of a baseline is called `<name>_mse_norm`.
+    """
+    shape = (len(texts), len(task.keys))
+    return {
+        "constant": np.full(shape, (task.low + task.high) / 2),
+        "train_mean": np.tile(train_NK.mean(axis=0), (len(texts), 1)),
+        "ridge": ridge_answers(train_texts, train_NK, texts, task),
+    }

@@ -52,7 +52,7 @@ class Calibration(NamedTuple):
     @property
     def uses_head(self) -> bool:
         """Whether what the head reads is among the inputs."""
-        return self.weight_KJ.shape[1] > self.weight_KJ.shape[0]
+        return bool(self.weight_KJ.shape[1] > self.weight_KJ.shape[0])
 
     def correct(self, mean_NK: Matrix, task: ScoresTask, head_NK: Matrix | None = None) -> Matrix:
         """Corrected scores, within the range, not rounded.

@@ -1,12 +1,11 @@
 """The export stage of a run: merge the selected adapter, reload it without our code, compare, describe."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppe_lora.artifacts import is_current, read_json
+from ppe_lora.artifacts import is_current, read_json, read_jsonl
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
 from ppe_lora.errors import ModelError, RunError
@@ -69,7 +68,7 @@ def _prove(
     split = encode_split(rows, task, tokenizer, recipe.student.max_tokens)
     count = min(recipe.export.verify_rows, len(split.rows))
     predictions = run_dir / "epochs" / f"{run['selected_epoch']:03d}" / "eval_predictions.jsonl"
-    text_of = {row["id"]: row["text"] for row in map(json.loads, predictions.read_text(encoding="utf-8").splitlines())}
+    text_of = {row["id"]: row["text"] for row in read_jsonl(predictions)}
     adapter_texts = [text_of[row.id] for row in split.rows[:count]]
     new_ids = reload_and_decode(
         folder,

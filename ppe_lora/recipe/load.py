@@ -67,6 +67,10 @@ def dump_recipe(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
+NOT_DECISIVE = ("export.", "train.checkpoint_minutes", "train.keep_checkpoints", "evaluate.latency_limit_ms")
+"""Beginnings of the keys that may change while a training goes on: they decide none of its results."""
+
+
 def differing_keys(first: Recipe, second: Recipe) -> list[str]:
     """Dotted names of the keys in which two recipes differ."""
     one, other = _flatten(first.model_dump(mode="json")), _flatten(second.model_dump(mode="json"))

@@ -299,6 +299,8 @@ class Evaluate(Section):
     batch_rows: Count = 32
     latency_rows: Annotated[int, Field(ge=0)] = 20
     """Rows decoded one at a time for the latency quantiles; 0 leaves them out."""
+    latency_limit_ms: Annotated[float, Field(gt=0)] | None = None
+    """Longest latency_ms_p95 that the release checklist passes; null is no limit."""
 
 
 class Export(Section):

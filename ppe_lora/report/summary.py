@@ -1,14 +1,13 @@
-"""`summary.md`: is it better than not reading the request, by how much, and how to reproduce it."""
+"""`summary.md`: the report of a run for a pull request: the verdict, the release checklist, the figures."""
 
-from pathlib import Path
-from typing import Any
+from ppe_lora.artifacts import write_text
+from ppe_lora.report.checklist import Check
+from ppe_lora.report.findings import Finding
+from ppe_lora.report.page import Words
+from ppe_lora.report.run_analysis import Analysis
+from ppe_lora.report.run_words import NAMES, change_between, error_figure, verdict
 
-from ppe_lora.artifacts import read_json, write_text
-from ppe_lora.errors import RunError
-from ppe_lora.evaluation.selection import metric_of
-from ppe_lora.recipe import Recipe
-from ppe_lora.recipe.schema import ReadOut
-
+FILE_NAME = "summary.md"
 _SHOWN = (
     "mse_norm_strict",
     "mae_raw",
@@ -22,92 +21,111 @@ _SHOWN = (
     "schema_valid_rate",
     "latency_ms_p50",
     "latency_ms_p95",
+    "latency_ms_p99",
 )
 
 
-def write_summary(recipe: Recipe, data_dir: Path, run_dir: Path) -> str:
-    """Write the summary of a run whose stages are complete.
-
-    Returns:
-        The verdict: one line for the console.
-
-    Raises:
-        RunError: A stage has not been run.
-    """
-    data, run, _, merged = (_manifest(folder) for folder in (data_dir, run_dir, run_dir / "test", run_dir / "merged"))
-    metrics = read_json(run_dir / "test" / "eval_metrics.json")
-    verdict = _verdict(metrics, recipe.evaluate.read_out)
-    lines = [f"# {recipe.name}", "", verdict, "", *_test_table(recipe, metrics), "", *_epoch_table(run_dir, run), ""]
+def write_summary(analysis: Analysis, findings: list[Finding], checks: list[Check]) -> None:
+    """Write the summary into the run's folder."""
+    run = analysis.run
+    recipe, data = run.recipe, run.data.manifest
+    export = run.merged["verdict"] if run.merged else "not exported."
+    lines = [f"# {recipe.name}", "", headline(analysis), "", *_checklist(checks), "", *_findings(findings)]
+    lines += [*_error_table(analysis), "", *_metrics(analysis), "", *_epoch_table(analysis), ""]
     lines += [
-        f"Data: `{recipe.data.name}` version {data['dataset_version']}, {run['train_rows']} training and "
-        f"{run['valid_rows']} validation rows; {metrics['rows']:.0f} test rows, decoded once.",
+        f"Data: `{recipe.data.name}` version {data['dataset_version']}, {run.run['train_rows']} training and "
+        f"{run.run['valid_rows']} validation rows; {len(run.rows)} test rows, decoded once.",
         f"Student: `{recipe.student.model}`, LoRA rank {recipe.student.lora.rank}, "
-        f"{run['trainable_parameters']:,} trainable parameters, quantization {recipe.student.quantization}.",
-        f"Export: {merged['verdict']}",
+        f"{run.run['trainable_parameters']:,} trainable parameters, quantization {recipe.student.quantization}.",
+        *_latency(analysis),
+        f"Export: {export}",
         "",
-        "To reproduce: the resolved recipe is `config.yaml`; packages and git revision are in `manifest.json`.",
+        "To reproduce: the resolved recipe is `config.yaml`; packages and git revision are in `manifest.json`. "
+        "Pictures, slices and the worst cases are in `report.html`.",
     ]
-    write_text(run_dir / "summary.md", "\n".join(lines) + "\n")
-    return f"{verdict}\n{run_dir / 'summary.md'}"
+    write_text(run.path / FILE_NAME, "\n".join(lines) + "\n")
 
 
-def _verdict(metrics: dict[str, float], read_out: ReadOut) -> str:
-    trivial, name = metrics["train_mean_mse_norm"], metric_of(read_out)
-    if name not in metrics:
-        return "On the test rows no answer was accepted."
-    ratio = metrics[name] / trivial
-    word = "better" if ratio < 1 else "worse"
+def headline(analysis: Analysis) -> str:
+    """Whether it is better, by how much and how surely, in one line."""
+    trivial = next(bar.error.value for bar in analysis.predictors if bar.name == "train_mean")
+    ratio = analysis.against["train_mean"].ratio
+    counted = "; rejected answers count as the worst possible ones" if analysis.rejected else ""
     return (
-        f"On {metrics['rows']:.0f} test rows mse_norm ({read_out}) is {metrics[name]:.4f}: {ratio:.2f} times that of "
-        f"always answering the train mean ({trivial:.4f}), so {word} than not reading the request; "
-        f"json_valid_rate {metrics['json_valid_rate']:.3f}."
+        f"{verdict(analysis)[1].en} On {len(analysis.run.rows)} test rows mse_norm ({analysis.read_out}) is "
+        f"{error_figure(analysis.error.value)}: {ratio.value:.2f} times ({ratio.low:.2f} to {ratio.high:.2f}) that of "
+        f"always answering the train mean ({error_figure(trivial)}){counted}; "
+        f"json_valid_rate {analysis.run.metrics['json_valid_rate']:.3f}."
     )
 
 
-def _test_table(recipe: Recipe, metrics: dict[str, float]) -> list[str]:
-    lines = ["| test rows | mse_norm |", "| --- | --- |"]
-    lines += [
-        f"| middle of the range, always | {metrics['constant_mse_norm']:.4f} |",
-        f"| train mean, always | {metrics['train_mean_mse_norm']:.4f} |",
-        f"| ridge regression on character n-grams, same training rows | {_number(metrics.get('ridge_mse_norm'))} |",
-        f"| this model, greedy text | {_number(metrics.get('mse_norm'))} |",
-        f"| this model, posterior mean | {_number(metrics.get(metric_of('posterior_mean')))} |",
-        f"| this model, posterior mean, corrected on validation rows | {_number(metrics.get('mse_norm_calibrated'))} |",
+def _checklist(checks: list[Check]) -> list[str]:
+    lines = ["## Release checklist", ""]
+    for check in checks:
+        box = "x" if check.status == "passed" else " "
+        lines.append(f"- [{box}] {check.name.en}: **{check.status}**. {_line(check.evidence)}")
+    return lines
+
+
+def _findings(findings: list[Finding]) -> list[str]:
+    return [f"- {_line(finding.words)}" for finding in findings] + [""] * bool(findings)
+
+
+def _error_table(analysis: Analysis) -> list[str]:
+    lines = [
+        "| answers on the test rows | mse_norm (95 % interval) | the served answers against it (95 % interval) |",
+        "| --- | --- | --- |",
     ]
-    lines += ["", "| metric | value |", "| --- | --- |"]
+    for bar in analysis.predictors:
+        figure = f"{error_figure(bar.error.value)} ({error_figure(bar.error.low)} to {error_figure(bar.error.high)})"
+        against = "served" if bar.against is None else f"{change_between(bar.against.ratio).en} error"
+        lines.append(f"| {NAMES[bar.name].en} | {figure} | {against} |")
+    return lines
+
+
+def _metrics(analysis: Analysis) -> list[str]:
+    metrics = analysis.run.metrics
+    lines = ["| metric | value |", "| --- | --- |"]
     lines += [f"| {name} | {_number(metrics[name])} |" for name in _SHOWN if name in metrics]
     lines += [
         "",
         "| key | mse_norm greedy | mse_norm posterior mean | r2 posterior mean |",
         "| --- | --- | --- | --- |",
     ]
-    for key in recipe.task.keys:
+    for key in analysis.keys:
         names = ("mse_norm", "mse_norm_posterior_mean", "r2_posterior_mean")
         lines.append(f"| {key} | {' | '.join(_number(metrics.get(f'{name}/{key}')) for name in names)} |")
     return lines
 
 
-def _epoch_table(run_dir: Path, run: dict[str, Any]) -> list[str]:
+def _epoch_table(analysis: Analysis) -> list[str]:
     lines = [
         "| epoch | train/loss | valid/loss | mse_norm greedy | posterior mean | json_valid_rate | |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for path in sorted((run_dir / "epochs").glob("*/eval_metrics.json")):
-        metrics = read_json(path)
-        names = ("train_loss", "valid_loss", "mse_norm", metric_of("posterior_mean"), "json_valid_rate")
-        selected = "selected" if int(metrics["epoch"]) == run["selected_epoch"] else ""
+    for epoch, metrics in analysis.run.epochs.items():
+        names = ("train_loss", "valid_loss", "mse_norm", "mse_norm_posterior_mean", "json_valid_rate")
+        selected = "selected" if epoch == analysis.run.run["selected_epoch"] else ""
         shown = " | ".join(_number(metrics.get(name)) for name in names)
-        lines.append(f"| {int(metrics['epoch'])} | {shown} | {selected} |")
+        lines.append(f"| {epoch} | {shown} | {selected} |")
     return lines
+
+
+def _latency(analysis: Analysis) -> list[str]:
+    if "latency_ms_p50" not in analysis.run.metrics:
+        return []
+    p50, p95, p99 = (analysis.run.metrics[f"latency_ms_{name}"] for name in ("p50", "p95", "p99"))
+    how = analysis.run.test["latency"]
+    return [
+        f"Latency, one request at a time ({how['requests']} after warm-up), {how['read_out']}: p50 {p50:.1f} ms, "
+        f"p95 {p95:.1f} ms, p99 {p99:.1f} ms; {how['engine']}, {how['weights']}, on {how['device']}."
+    ]
+
+
+def _line(words: Words) -> str:
+    """English words as text inside a line of Markdown."""
+    return words.en.replace("\n", " ")
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}" if abs(value) < 1 else f"{value:.1f}"
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise RunError(f"{folder}: not finished; `ppe-lora run RECIPE` makes what is missing")
-    manifest: dict[str, Any] = read_json(path)
-    return manifest

@@ -290,17 +290,17 @@ class _SkeletonBatch:
 
 
 def measure_latency_ms(decoder: Decoder, rows: Sequence[EncodedRow], *, forced: bool) -> list[float]:
-    """Milliseconds from prompt ids to the answer of each row, one at a time, after one that warms up.
-
-    The instruction is encoded already, as it is in a server.
+    """Milliseconds from prompt ids to the answer of each row, one at a time, after one of each instruction that warms
+    up: the instructions are encoded already, as they are in a server.
     """
     latencies = []
-    for row in [*rows[:1], *rows]:
+    first_of = {tuple(row.prompt_ids[: row.shared]): row for row in reversed(rows)}
+    for row in [*first_of.values(), *rows]:
         asked = row._replace(completion_ids=[])
         started = time.perf_counter()
         decoder.decode([asked], batch_rows=1, forced=forced)
         latencies.append((time.perf_counter() - started) * 1000)
-    return latencies[1:]
+    return latencies[len(first_of) :]
 
 
 def generate(

@@ -22,7 +22,7 @@ from ppe_lora.evaluation.metrics import (
     renamed,
     score,
 )
-from ppe_lora.recipe.schema import Evaluate
+from ppe_lora.recipe.schema import Evaluate, ReadOut
 from ppe_lora.student.decode import Decoded, Decoder, answer_token_limit, measure_latency_ms
 from ppe_lora.student.encode import EncodedRow, encode_rows
 from ppe_lora.student.load import StudentModel
@@ -89,8 +89,8 @@ def evaluate_student(
 
     All processes return the same evaluation. `valid_loss` is the summed negative log-likelihood over the summed
     completion tokens, in nats, whatever the batching. `train_mean_mse_norm` and `constant_mse_norm` are what the two
-    trivial predictors get on the same rows. Latencies are those of an answer as a server gives it: forced, or
-    `generate` where there is no trie.
+    trivial predictors get on the same rows. Latencies are those of the read-out that will be served, as `engine_of`
+    names it; the prediction of a row that was timed has its `latency_ms`.
 
     Args:
         model: The bare model, without distributed wrappers; its training mode is restored.
@@ -105,9 +105,11 @@ def evaluate_student(
     outcomes = [task.parse(text) for text in texts]
     target_NK = targets_matrix(split.rows, task)
     timed = split.encoded[: settings.latency_rows] if processes().is_main_process else []
+    forced = _serves_forced(trie, settings.read_out)
+    latencies: list[float] = gather_object(measure_latency_ms(decoder, timed, forced=forced))
     metrics = {
         **score(outcomes, target_NK, task),
-        **latency_metrics(gather_object(measure_latency_ms(decoder, timed, forced=trie is not None))),
+        **latency_metrics(latencies),
         "valid_loss": sum(one.nll for one in decoded) / sum(len(row.completion_ids) for row in split.encoded),
         "train_mean_mse_norm": train_mean_mse_norm(train_NK, target_NK, task),
         "constant_mse_norm": constant_mse_norm(target_NK, task),
@@ -119,9 +121,25 @@ def evaluate_student(
         metrics |= posterior_metrics(posteriors, target_NK, task, trie)
         shown = [_posterior_shown(log_p_KV, task, trie) for log_p_KV in posteriors]
         predictions = [prediction | own for prediction, own in zip(predictions, shown, strict=True)]
+    for prediction, latency in zip(predictions, latencies, strict=False):
+        prediction["latency_ms"] = round(latency, 3)
     accepted = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Answer)]
     predicted_NK = np.array([outcome.values for outcome in outcomes if isinstance(outcome, Answer)])
     return Evaluation(metrics, predictions, collapse_warnings(predicted_NK, target_NK[accepted], task))
+
+
+def engine_of(trie: ScoreTrie | None, read_out: ReadOut) -> str:
+    """What the latencies of an evaluation are of, in words."""
+    if trie is None:
+        return "generate of transformers"
+    if not _serves_forced(trie, read_out):
+        return "decoder of ppe_lora: free text, then all scores in one pass"
+    return f"decoder of ppe_lora: {'a score a pass' if trie.alone is None else 'all scores in one pass'}"
+
+
+def _serves_forced(trie: ScoreTrie | None, read_out: ReadOut) -> bool:
+    """Whether a server may force the answer: not where scores are read alone, but the text is what is wanted."""
+    return trie is not None and (trie.alone is None or read_out != "greedy")
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:

@@ -76,6 +76,14 @@ def model_size(student: Student) -> Size | None:
     return next((size for part, size in _SIZES.items() if part in name), None)
 
 
+def device_name(device: torch.device) -> str:
+    """What a device is called: the GPU's name, or the processor's with the threads that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+
+
 def bfloat16_supported(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 natively; False on CPU, where it is slower than float32."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -135,6 +143,13 @@ def _count(files: list[Path]) -> Size:
                 parameters += count
                 embeddings += count if "embed_tokens" in name or "lm_head" in name else 0
     return Size(parameters, embeddings)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")  # where Linux says it; the platform module often knows the architecture only
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _version(package: str) -> str:

@@ -3,49 +3,55 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ppe_lora.artifacts import hash_file, is_current, read_json, write_json, write_manifest, write_text
+from ppe_lora.artifacts import hash_file, is_current, read_json, read_jsonl, write_json, write_manifest, write_text
 from ppe_lora.console import console
-from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
+from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
 from ppe_lora.errors import RunError
-from ppe_lora.evaluation.baselines import ridge_mse_norm
+from ppe_lora.evaluation.baselines import baseline_answers
 from ppe_lora.evaluation.calibration import LEAST_ROWS, fit_calibration
-from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix, error_metrics, renamed
+from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix, Scale, error_metrics, mse_norm, renamed
 from ppe_lora.evaluation.selection import metric_of
+from ppe_lora.evaluation.test_set import check_test_rows, note_test_rows
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.collate import packs_exactly
-from ppe_lora.student.evaluate import Evaluation, encode_split, evaluate_student, write_evaluation
+from ppe_lora.student.evaluate import Evaluation, encode_split, engine_of, evaluate_student, write_evaluation
 from ppe_lora.student.load import load_adapter, load_base
+from ppe_lora.student.machine import device_name
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
 from ppe_lora.tasks.scores import ScoresTask
 
 WORST_CASES = 50
+_FORMAT = 2
+"""Raised when equal inputs would make other files: an evaluation of before is then done again."""
 
 
 def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
-    """Write `test/` and `worst_cases.csv` of a finished run, or find them up to date.
+    """Write `test/`, `test_rows.json` and `worst_cases.csv` of a finished run, or find them up to date.
 
     Raises:
-        RunError: The run is not finished.
+        RunError: The run is not finished, or was measured on other test rows before.
         DataError: The test rows are missing or broken.
     """
     if not (run_dir / "manifest.json").is_file():
         raise RunError(f"{run_dir}: the training is not finished; run `ppe-lora train RECIPE --resume`")
     test_path = split_path(data_dir, "test")
     rows = read_rows(test_path, recipe.task)
+    check_test_rows(run_dir, test_path)
     inputs: dict[str, Any] = {
+        "format": _FORMAT,
         "training": read_json(run_dir / "manifest.json")["inputs_hash"],
         "adapter": hash_file(run_dir / "best" / "adapter_model.safetensors"),
         "test_rows": hash_file(test_path),
-        "evaluate": recipe.evaluate.model_dump(mode="json"),
+        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"latency_limit_ms"}),
         "metric_version": METRIC_VERSION,
     }
     folder = run_dir / "test"
@@ -53,6 +59,8 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
         console.print(f"{folder}: complete and unchanged")
         return
     state = processes()
+    if state.is_main_process:
+        note_test_rows(run_dir, test_path, len(rows))
     base = resolve_base(recipe.student)
     tokenizer = load_tokenizer(base)
     model = load_adapter(load_base(recipe.student, base, state.device), run_dir / "best")
@@ -63,14 +71,15 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots) if packs else None
     result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie)
     if state.is_main_process:
-        texts = [[row.request for row in some] for some in (train_rows, split.rows)]
-        target_NK = targets_matrix(split.rows, recipe.task)
-        ridge = ridge_mse_norm(texts[0], train_NK, texts[1], target_NK, recipe.task)
-        corrected = _calibrate(run_dir, result.predictions, recipe.task) if trie is not None else {}
-        result = result._replace(metrics=result.metrics | {"ridge_mse_norm": ridge} | corrected)
-        write_evaluation(folder, result)
-        write_text(run_dir / "worst_cases.csv", _worst_cases(result, recipe))
-        write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device))
+        latency = {
+            "read_out": recipe.evaluate.read_out,
+            "engine": engine_of(trie, recipe.evaluate.read_out),
+            "device": device_name(state.device),
+            "weights": _weights(recipe.student.quantization, str(model.dtype)),
+            "requests": sum("latency_ms" in row for row in result.predictions),
+        }
+        result = _write_test(recipe, run_dir, result, train_rows, split.rows)
+        write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device), latency=latency)
         console.print(
             f"test: {len(split.rows)} rows, {recipe.evaluate.read_out} mse_norm "
             f"{result.metrics.get(metric_of(recipe.evaluate.read_out), float('nan')):.4f}, "
@@ -79,12 +88,42 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     state.wait_for_everyone()
 
 
+def _write_test(
+    recipe: Recipe, run_dir: Path, result: Evaluation, train_rows: Sequence[Row], rows: Sequence[Row]
+) -> Evaluation:
+    """Write everything about the test rows but the manifest; return the evaluation with the metrics that were added."""
+    task = recipe.task
+    texts = [[row.request for row in some] for some in (train_rows, rows)]
+    others = baseline_answers(texts[0], targets_matrix(train_rows, task), texts[1], task)
+    ridge = mse_norm(others["ridge"], targets_matrix(rows, task), Scale(task.low, task.high))
+    has_posterior = "posterior_mean" in result.predictions[0]
+    corrected = _calibrate(run_dir, result.predictions, task) if has_posterior else {}
+    result = result._replace(metrics=result.metrics | {"ridge_mse_norm": ridge} | corrected)
+    write_evaluation(run_dir / "test", result)
+    write_text(run_dir / "test" / "baseline_predictions.jsonl", _baseline_lines(rows, others, task))
+    write_text(run_dir / "worst_cases.csv", _worst_cases(result, recipe))
+    return result
+
+
+def _weights(quantization: str, dtype: str) -> str:
+    return dtype.removeprefix("torch.") if quantization == "none" else quantization
+
+
+def _baseline_lines(rows: Sequence[Row], answers: Mapping[str, Matrix], task: ScoresTask) -> str:
+    """One JSON line a row: its id, and by baseline what it answers (unrounded to the task's decimals)."""
+    lines = []
+    for index, row in enumerate(rows):
+        told = {name: dict(zip(task.keys, NK[index].round(4).tolist(), strict=True)) for name, NK in answers.items()}
+        lines.append(json.dumps({"id": row.id, **told}) + "\n")
+    return "".join(lines)
+
+
 def _calibrate(run_dir: Path, predictions: Sequence[dict[str, Any]], task: ScoresTask) -> dict[str, float]:
     """Fit the correction and the intervals on the selected epoch's validation rows, write `calibration.json`, and
     return what they give on the test rows: the error metrics (`..._calibrated`) and `coverage_calibrated@80`."""
     epoch = read_json(run_dir / "manifest.json")["selected_epoch"]
     path = run_dir / "epochs" / f"{epoch:03d}" / "eval_predictions.jsonl"
-    valid = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    valid = read_jsonl(path)
     if len(valid) < LEAST_ROWS:
         return {}
     found = fit_calibration(*_posterior_matrices(valid, task), task)
@@ -106,21 +145,22 @@ def _posterior_matrices(predictions: Sequence[dict[str, Any]], task: ScoresTask)
 
 
 def _worst_cases(result: Evaluation, recipe: Recipe) -> str:
-    """The rows with the largest error, rejected answers first, as CSV."""
-    order = sorted(
-        result.predictions,
-        key=lambda row: float("inf") if row["mse_norm"] is None else row["mse_norm"],
-        reverse=True,
-    )
+    """The rows whose served answers have the largest error, rejected answers first, as CSV."""
+    task = recipe.task
+    field = "parsed" if recipe.evaluate.read_out == "greedy" else recipe.evaluate.read_out
+    cases: list[tuple[float, dict[str, Any]]] = []
+    for row in result.predictions:
+        off = [(row[field][key] - row["target"][key]) / task.span for key in task.keys] if row[field] else [np.inf]
+        cases.append((float(np.mean(np.square(off))), row))
+    cases.sort(key=lambda case: case[0], reverse=True)
     table = io.StringIO()
     writer = csv.writer(table)
-    keys = recipe.task.keys
-    writer.writerow(
-        ["id", "request", "mse_norm", "rejected", *(f"target_{key}" for key in keys), *(f"answer_{k}" for k in keys)]
-    )
-    for row in order[:WORST_CASES]:
-        answer = row["parsed"] or {}
-        targets = [row["target"][key] for key in keys]
-        answers = [answer.get(key, "") for key in keys]
-        writer.writerow([row["id"], row["request"], row["mse_norm"], row["rejected"] or "", *targets, *answers])
+    columns = [f"{side}_{key}" for side in ("target", "answer") for key in task.keys]
+    writer.writerow(["id", "request", "mse_norm", "rejected", *columns])
+    for error, row in cases[:WORST_CASES]:
+        answer = row[field] or {}
+        targets = [row["target"][key] for key in task.keys]
+        answers = [answer.get(key, "") for key in task.keys]
+        shown = error if row[field] else ""
+        writer.writerow([row["id"], row["request"], shown, row["rejected"] or "", *targets, *answers])
     return table.getvalue()

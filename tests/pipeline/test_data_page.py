@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 import ppe_lora.corpus.build as build_module
 from ppe_lora.artifacts import hash_file, read_json
 from ppe_lora.corpus.teachers import Phrased, make_teacher
 from tests.command import ppe_lora
+from tests.pages import open_page
 from tests.tiny import tiny_llama
 
-CHROMIUM = Path("/usr/bin/chromium")
+PAGE = "data_report.html"
 SPLITS = ("train", "valid", "test")
 HOSTILE = "<script>window.hacked = true</script><img src=x onerror='window.hacked = true'> & a \"calm\" tune {{ made }}"
 LEAK = f"{HOSTILE} at seventy"
@@ -60,33 +61,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield here / "data" / "d"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.is_file():
-        pytest.skip(f"no Chromium at {CHROMIUM}; on Debian and Ubuntu: apt-get install chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
-
-
-def open_page(browser: Browser, folder: Path, width: int, **context: Any) -> tuple[Page, list[str]]:
-    """The page after its figures are drawn, and everything it complained about or asked the network for."""
-    page = browser.new_context(viewport={"width": width, "height": 900}, **context).new_page()
-    faults: list[str] = []
-    page.on("console", lambda message: faults.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: faults.append(f"error: {error}"))
-    page.on("request", lambda request: faults.append(request.url) if not local(request.url, folder) else None)
-    page.goto((folder / "data_report.html").as_uri())
-    for figure in page.locator("[data-figure]").all():
-        figure.locator(".main-svg").first.wait_for()
-    return page, faults
-
-
-def local(url: str, folder: Path) -> bool:
-    return url == (folder / "data_report.html").as_uri() or url.startswith("data:")
-
-
 def number(text: str) -> float:
     return float(text.replace(",", "").replace(" %", ""))
 
@@ -99,7 +73,7 @@ def test_the_page_opens_cleanly(
     browser: Browser, folder: Path, width: int, scheme: Any, locale: str, heading: str
 ) -> None:
     """A page that needs the network, throws, or scrolls sideways on a phone; hostile texts that run or hide it."""
-    page, faults = open_page(browser, folder, width, color_scheme=scheme, locale=locale)
+    page, faults = open_page(browser, folder / PAGE, width, color_scheme=scheme, locale=locale)
     assert faults == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     inside = "e => e.closest('.scroll') || e.getBoundingClientRect().right <= innerWidth + 1"
@@ -112,7 +86,7 @@ def test_the_page_opens_cleanly(
 
 def test_hostile_texts_are_shown_as_they_are(browser: Browser, folder: Path) -> None:
     """What a teacher wrote must be read as text, wherever a row can turn up."""
-    page, _ = open_page(browser, folder, 1280)
+    page, _ = open_page(browser, folder / PAGE, 1280)
     leak = page.locator("#rejects details", has_text="numeric leak")
     leak.evaluate("element => { element.open = true }")
     assert leak.locator("li", has_text=LEAK).count() == 1
@@ -125,7 +99,7 @@ def test_hostile_texts_are_shown_as_they_are(browser: Browser, folder: Path) -> 
 
 def test_only_the_page_s_own_scripts_run(browser: Browser, folder: Path) -> None:
     """The second fence: were a text ever shown unescaped, it still could not run or send anything."""
-    page, faults = open_page(browser, folder, 1280)
+    page, faults = open_page(browser, folder / PAGE, 1280)
     page.evaluate(
         "const s = document.createElement('script'); s.textContent = 'window.injected = true'; document.body.append(s)"
     )
@@ -139,7 +113,7 @@ def test_only_the_page_s_own_scripts_run(browser: Browser, folder: Path) -> None
 
 def test_the_numbers_are_those_of_the_files(browser: Browser, folder: Path) -> None:
     """A page whose numbers are not those of stats.json makes both worthless."""
-    page, _ = open_page(browser, folder, 1280, locale="en-US")
+    page, _ = open_page(browser, folder / PAGE, 1280, locale="en-US")
     stats, manifest = read_json(folder / "stats.json"), read_json(folder / "manifest.json")
     rejected = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
     counts = stats["counts"]
@@ -170,7 +144,7 @@ def test_the_numbers_are_those_of_the_files(browser: Browser, folder: Path) -> N
 
 def test_figures_follow_the_theme_and_the_language(browser: Browser, folder: Path) -> None:
     """Dark text on a dark ground, or English words in a Japanese page."""
-    page, faults = open_page(browser, folder, 1280, color_scheme="light", locale="en-US")
+    page, faults = open_page(browser, folder / PAGE, 1280, color_scheme="light", locale="en-US")
     bar = page.locator("[data-figure=key-energy] .bars .point path").nth(25)
     hover = "document.querySelector('[data-figure=key-energy]').data[1].hovertemplate"
     expect(bar).to_have_css("fill", "rgb(31, 111, 181)")

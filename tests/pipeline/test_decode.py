@@ -165,6 +165,26 @@ def test_decoding_leaves_no_trace(speaker):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_latencies_are_of_warm_instructions_and_single_requests(speaker):
+    """A row whose instruction is encoded within its time is measured two or three times too slow, and it is the p99."""
+    decoder = decoder_for(speaker)
+    rows = encoded(decoder, 4)
+    rows[1] = rows[1]._replace(shared=rows[1].shared - 3)
+    asked: list[tuple[str, bool]] = []
+    decode = decoder.decode
+
+    def noted(some, *, batch_rows, forced):
+        known = tuple(some[0].prompt_ids[: some[0].shared]) in decoder._instructions
+        assert (len(some), batch_rows, some[0].completion_ids) == (1, 1, [])
+        asked.append((some[0].id, known))
+        return decode(some, batch_rows=batch_rows, forced=forced)
+
+    decoder.decode = noted
+    assert len(measure_latency_ms(decoder, rows, forced=True)) == 4
+    assert sorted(asked[:2]) == sorted([(rows[0].id, False), (rows[1].id, False)])
+    assert asked[2:] == [(row.id, True) for row in rows]
+
+
 def test_values_with_sign_and_decimals(tmp_path):
     """Values of up to four tokens, with tokens that only one may follow: distributions of one pass, valid answers."""
     task = ScoresTask(keys=("a", "b"), low=-5, high=5, decimals=1)

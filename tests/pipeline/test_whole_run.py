@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ppe_lora.artifacts import read_json
+from ppe_lora.artifacts import hash_file, read_json, read_jsonl
 from ppe_lora.corpus.rows import SPLITS, split_path
 from tests.command import ppe_lora
 from tests.runs import TASK, TASK_YAML, make_data, make_recipe, make_rows
@@ -43,15 +43,26 @@ def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, capsy
     (here / "mine.yaml").write_text(imported(speaker))
     assert ppe_lora("run", "mine.yaml") == 0
     first = capsys.readouterr().out
-    assert "times that of always answering the train mean" in first
+    assert "that of always answering the train mean" in first
+    assert "release checklist: " in first
     assert "5 of 5 answers identical to those of the adapter" in first
 
     run, data = here / "checkpoints" / "mine", here / "data" / "d"
     requests = [{json.loads(line)["request"] for line in split_path(data, name).open()} for name in SPLITS]
     assert len(set.union(*requests)) == sum(map(len, requests)) == 60
-    for name in ("config.yaml", "train_log.csv", "worst_cases.csv", "summary.md", "manifest.json"):
+    for name in ("config.yaml", "train_log.csv", "worst_cases.csv", "report.html", "summary.md", "manifest.json"):
         assert (run / name).is_file(), name
-    assert read_json(run / "test" / "eval_metrics.json")["json_valid_rate"] > 0.9
+    test_metrics = read_json(run / "test" / "eval_metrics.json")
+    assert test_metrics["json_valid_rate"] > 0.9
+    latency = read_json(run / "test" / "manifest.json")["latency"]
+    assert latency["engine"] == "decoder of ppe_lora: a score a pass"
+    assert (latency["read_out"], latency["weights"], latency["requests"]) == ("greedy", "float32", 1)
+    assert "thread" in latency["device"]
+    baselines = read_jsonl(run / "test" / "baseline_predictions.jsonl")
+    assert [row["id"] for row in baselines] == [
+        row["id"] for row in read_jsonl(run / "test" / "eval_predictions.jsonl")
+    ]
+    assert set(baselines[0]) == {"id", "constant", "train_mean", "ridge"}
     card = (run / "merged" / "README.md").read_text()
     assert "base_model" in card
     assert read_json(data / "manifest.json")["dataset_version"] in card
@@ -67,8 +78,27 @@ def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, capsy
     before = {path: path.stat().st_mtime_ns for path in [*run.rglob("*"), *data.rglob("*")] if path.is_file()}
     assert ppe_lora("run", "mine.yaml") == 0
     changed = [path.name for path, when in before.items() if path.stat().st_mtime_ns != when]
-    assert changed == ["summary.md"]
+    assert sorted(changed) == ["report.html", "summary.md"]
     assert "training is complete and unchanged" in capsys.readouterr().out
+
+    check_that_test_rows_stay_those_of_the_first_use(capsys, run, data)
+
+
+def check_that_test_rows_stay_those_of_the_first_use(capsys, run, data):
+    """Called on a finished run: figures of other rows must not replace its own without a word."""
+    path = split_path(data, "test")
+    noted, rows = read_json(run / "test_rows.json"), path.read_text().splitlines()
+    assert noted == {"file": "data/d/ft_request_param_test.jsonl", "sha256": hash_file(path), "rows": len(rows)}
+    before = hash_file(run / "test" / "eval_metrics.json")
+    path.write_text("\n".join(rows[1:]) + "\n")
+    assert ppe_lora("evaluate", "mine.yaml") == 2
+    assert capsys.readouterr().err == (
+        "error: data/d/ft_request_param_test.jsonl: expected the test rows that checkpoints/mine was first measured on "
+        f"(SHA-256 {noted['sha256']}...); got {hash_file(path)}...; figures of different test rows cannot be compared. "
+        "Put that file back, train under another name (name=...), or delete checkpoints/mine/test_rows.json and "
+        "checkpoints/mine/test to give up the old figures\n"
+    )
+    assert hash_file(run / "test" / "eval_metrics.json") == before
 
 
 def test_an_adapter_of_a_quantized_base_is_merged_into_the_unquantized_one(here, speaker, capsys):

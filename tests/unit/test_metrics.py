@@ -82,7 +82,11 @@ def test_trivial_predictors_by_hand():
 
 def test_latency_quantiles():
     assert latency_metrics([]) == {}
-    assert latency_metrics([10.0, 20.0, 30.0]) == {"latency_ms_p50": 20.0, "latency_ms_p95": pytest.approx(29.0)}
+    assert latency_metrics([10.0, 20.0, 30.0]) == {
+        "latency_ms_p50": 20.0,
+        "latency_ms_p95": pytest.approx(29.0),
+        "latency_ms_p99": pytest.approx(29.8),
+    }
 
 
 def test_collapse_is_noticed():

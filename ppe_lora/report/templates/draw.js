@@ -18,22 +18,31 @@
     return value;
   };
 
-  const draw = () => {
-    const style = getComputedStyle(root);
-    for (const place of places) {
-      const { data, layout } = filled(figures[place.dataset.figure], style);
-      layout.font.family = getComputedStyle(document.body).fontFamily;
-      Plotly.react(place, data, layout, { displayModeBar: false, responsive: true, scrollZoom: false });
-    }
+  const drawOne = (place) => {
+    const { data, layout } = filled(figures[place.dataset.figure], getComputedStyle(root));
+    layout.font.family = getComputedStyle(document.body).fontFamily;
+    Plotly.react(place, data, layout, { displayModeBar: false, responsive: true, scrollZoom: false });
+  };
+  const draw = () => places.forEach(drawOne);
+  // One figure after the other, so that the page can be read and scrolled before the last one is there.
+  const drawInTurn = (next = 0) => {
+    if (next >= places.length) return;
+    drawOne(places[next]);
+    setTimeout(drawInTurn, 0, next + 1);
   };
 
   const buttons = [...document.querySelectorAll("[data-language]")];
   const speak = (language) => {
     root.lang = language;
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.language === language));
-    draw();
   };
-  for (const button of buttons) button.addEventListener("click", () => speak(button.dataset.language));
+  for (const button of buttons) {
+    button.addEventListener("click", () => {
+      speak(button.dataset.language);
+      draw();
+    });
+  }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   speak((navigator.language || "").toLowerCase().startsWith("ja") ? "ja" : "en");
+  setTimeout(drawInTurn, 0);
 })();

@@ -1,0 +1,165 @@
+"""What the files of a run say together, before any of it is put into words. N test rows, K keys."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import norm
+
+from ppe_lora.corpus.rows import targets_matrix
+from ppe_lora.evaluation.calibration import COVERAGE
+from ppe_lora.evaluation.intervals import Interval, Paired, mean_interval, paired_errors
+from ppe_lora.evaluation.metrics import Matrix
+from ppe_lora.evaluation.row_errors import (
+    DoubtBin,
+    KeyErrors,
+    Slice,
+    coverage,
+    errors_by_doubt,
+    errors_by_key,
+    errors_by_slice,
+    squared_errors,
+)
+from ppe_lora.recipe.schema import ReadOut
+from ppe_lora.report.run_folder import RunFolder
+
+_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+class Predictor(NamedTuple):
+    """The error of one predictor on the test rows."""
+
+    name: str
+    """A baseline's name, `greedy`, `posterior_mean` or `calibrated`."""
+    error: Interval
+    """mse_norm."""
+    against: Paired | None
+    """The served answers beside it; None for the served answers themselves."""
+
+
+class Doubt(NamedTuple):
+    """What the model's distributions and intervals are worth; from the test rows."""
+
+    low_NK: Matrix
+    high_NK: Matrix
+    """Ends of the 80 % intervals, in task units."""
+    calibrated: bool
+    """Whether they were widened or narrowed on validation rows (`calibration.json`)."""
+    covered: Interval
+    """Share of targets inside them."""
+    by_key: dict[str, tuple[Interval, float]]
+    """Key to the share covered, and the mean width in task units."""
+    reliability: list[tuple[float, float]]
+    """Wanted and found coverage of normal intervals from the model's own means and standard deviations."""
+    bins: list[DoubtBin]
+
+
+class Analysis(NamedTuple):
+    """The served answers of a run, judged."""
+
+    run: RunFolder
+    read_out: ReadOut
+    target_NK: Matrix
+    answer_NK: Matrix
+    """In task units; a row of NaN was rejected."""
+    error_NK: Matrix
+    """Squared, on the unit scale; a rejected answer as wrong as can be."""
+    error: Interval
+    """mse_norm of the served answers."""
+    predictors: list[Predictor]
+    """Baselines, then read-outs, the served one among them."""
+    keys: dict[str, KeyErrors]
+    slices: list[Slice]
+    doubt: Doubt | None
+    """None where the model gives no distributions."""
+
+    @property
+    def rejected(self) -> int:
+        """How many answers were rejected."""
+        return int(np.isnan(self.answer_NK[:, 0]).sum())
+
+    @property
+    def against(self) -> dict[str, Paired]:
+        """The served answers beside each baseline."""
+        return {one.name: one.against for one in self.predictors if one.name in self.run.baselines and one.against}
+
+
+def analyse(run: RunFolder) -> Analysis:
+    """Judge a run's answers.
+
+    Raises:
+        MetricError: Fewer than two test rows.
+    """
+    task, read_out = run.recipe.task, run.recipe.evaluate.read_out
+    target_NK = targets_matrix(run.rows, task)
+    answer_NK = _answers(run, read_out)
+    error_NK = squared_errors(answer_NK, target_NK, task)
+    trivial_NK = squared_errors(run.baselines["train_mean"], target_NK, task)
+    shown = {name: run.baselines[name] for name in ("train_mean", "ridge")}
+    return Analysis(
+        run=run,
+        read_out=read_out,
+        target_NK=target_NK,
+        answer_NK=answer_NK,
+        error_NK=error_NK,
+        error=mean_interval(error_NK.mean(axis=1)),
+        predictors=_predictors(run, read_out, error_NK, target_NK),
+        keys=errors_by_key(answer_NK, target_NK, shown, task),
+        slices=errors_by_slice(run.rows, error_NK.mean(axis=1), trivial_NK.mean(axis=1)),
+        doubt=_doubt(run, target_NK),
+    )
+
+
+def _answers(run: RunFolder, read_out: str) -> Matrix:
+    """Answers of a read-out, (N, K), in task units; NaN where rejected."""
+    keys = run.recipe.task.keys
+    field = "parsed" if read_out == "greedy" else read_out
+    silent = dict.fromkeys(keys, np.nan)
+    return np.array([[(row[field] or silent)[key] for key in keys] for row in run.predictions], dtype=float)
+
+
+def _predictors(run: RunFolder, served: ReadOut, error_NK: Matrix, target_NK: Matrix) -> list[Predictor]:
+    task = run.recipe.task
+    answers = dict(run.baselines)
+    answers["greedy"] = _answers(run, "greedy")
+    if _has_distributions(run):
+        mean_NK = answers["posterior_mean"] = _answers(run, "posterior_mean")
+        if run.calibration and run.calibration.kind != "none":
+            corrected_NK = run.calibration.correct(mean_NK, task)
+            answers["calibrated"] = np.vectorize(task.round, otypes=[float])(corrected_NK)
+    predictors = []
+    for name, answer_NK in answers.items():
+        other_N = squared_errors(answer_NK, target_NK, task).mean(axis=1)
+        against = paired_errors(error_NK.mean(axis=1), other_N) if name != served and other_N.any() else None
+        predictors.append(Predictor(name, mean_interval(other_N), against))
+    return predictors
+
+
+def _has_distributions(run: RunFolder) -> bool:
+    return "posterior_sd" in run.predictions[0]
+
+
+def _doubt(run: RunFolder, target_NK: Matrix) -> Doubt | None:
+    if not _has_distributions(run):
+        return None
+    task = run.recipe.task
+    mean_NK = _answers(run, "posterior_mean")
+    sd_NK = _answers(run, "posterior_sd")
+
+    def normal(level: float) -> tuple[Matrix, Matrix]:
+        half_NK = norm.ppf((1 + level) / 2) * sd_NK
+        return np.clip(mean_NK - half_NK, task.low, task.high), np.clip(mean_NK + half_NK, task.low, task.high)
+
+    low_NK, high_NK = run.calibration.interval(mean_NK, sd_NK, task) if run.calibration else normal(COVERAGE)
+    by_key = {}
+    for k, key in enumerate(task.keys):
+        ends = low_NK[:, k : k + 1], high_NK[:, k : k + 1]
+        by_key[key] = (coverage(*ends, target_NK[:, k : k + 1]), float((ends[1] - ends[0]).mean()))
+    return Doubt(
+        low_NK=low_NK,
+        high_NK=high_NK,
+        calibrated=run.calibration is not None,
+        covered=coverage(low_NK, high_NK, target_NK),
+        by_key=by_key,
+        reliability=[(level, coverage(*normal(level), target_NK).value) for level in _LEVELS],
+        bins=errors_by_doubt(sd_NK, mean_NK, target_NK),
+    )

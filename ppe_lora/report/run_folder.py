@@ -1,0 +1,145 @@
+"""A finished run as it lies on disk, with everything its report is made of. N test rows, K keys."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppe_lora.artifacts import read_json, read_jsonl
+from ppe_lora.corpus.description import DataSet, read_dataset
+from ppe_lora.corpus.rows import Row, split_path
+from ppe_lora.errors import RunError
+from ppe_lora.evaluation.calibration import Calibration
+from ppe_lora.evaluation.metrics import Matrix
+from ppe_lora.evaluation.test_set import check_test_rows
+from ppe_lora.recipe import Recipe, load_recipe
+from ppe_lora.recipe.load import NOT_DECISIVE, differing_keys
+from ppe_lora.tasks.scores import ScoresTask
+
+
+class RunFolder(NamedTuple):
+    """The files of a run whose test rows were decoded, and its data set."""
+
+    path: Path
+    recipe: Recipe
+    data: DataSet
+    run: dict[str, Any]
+    """The manifest of the training."""
+    test: dict[str, Any]
+    """The manifest of the test rows' evaluation."""
+    metrics: dict[str, float]
+    """Of the test rows."""
+    rows: list[Row]
+    """The test rows that were decoded, in the order of `predictions`."""
+    predictions: list[dict[str, Any]]
+    baselines: dict[str, Matrix]
+    """Answers (N, K) of each baseline, in task units."""
+    epochs: dict[int, dict[str, float]]
+    """Metrics of each epoch, on the validation rows."""
+    epoch_seconds: dict[int, float]
+    """Time of each epoch's steps, without its evaluation; epochs that were interrupted are left out."""
+    calibration: Calibration | None
+    merged: dict[str, Any] | None
+    """The manifest of the export; None where nothing was exported."""
+    tracked: dict[str, str | None]
+    """Each tracker that has a record of the run, and why its last try failed, if it did."""
+
+
+def read_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
+    """Read a run.
+
+    Raises:
+        RunError: A stage before the report is not finished, or is of another recipe or of other test rows.
+        DataError: The data set is missing or broken.
+    """
+    run = _manifest(run_dir, "the training is not finished; run `ppe-lora train RECIPE --resume`")
+    _check_recipe(recipe, run_dir)
+    test = _manifest(run_dir / "test", "the test rows are not decoded yet; run `ppe-lora evaluate RECIPE`")
+    data = read_dataset(data_dir, recipe.task)
+    check_test_rows(run_dir, split_path(data_dir, "test"))
+    if test["inputs"]["training"] != run["inputs_hash"] or "latency" not in test:
+        raise RunError(f"{run_dir / 'test'}: is of an earlier training or version; run `ppe-lora evaluate RECIPE`")
+    predictions = read_jsonl(run_dir / "test" / "eval_predictions.jsonl")
+    row_of = {row.id: row for row in data.by_split["test"]}
+    return RunFolder(
+        path=run_dir,
+        recipe=recipe,
+        data=data,
+        run=run,
+        test=test,
+        metrics=read_json(run_dir / "test" / "eval_metrics.json"),
+        rows=[row_of[line["id"]] for line in predictions],
+        predictions=predictions,
+        baselines=_baselines(run_dir / "test" / "baseline_predictions.jsonl", predictions, recipe.task),
+        epochs={int(path.parent.name): read_json(path) for path in sorted(run_dir.glob("epochs/*/eval_metrics.json"))},
+        epoch_seconds=_epoch_seconds(run_dir / "train_log.csv"),
+        calibration=_calibration(run_dir / "calibration.json"),
+        merged=_optional(run_dir / "merged" / "manifest.json"),
+        tracked=_tracked(run_dir / "tracking"),
+    )
+
+
+def config_of(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The resolved recipe of a run folder, with overrides such as `evaluate.latency_limit_ms=50`.
+
+    Raises:
+        RunError: The folder holds no run.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise RunError(f"{run_dir}: expected a run folder or a recipe file; got a folder without config.yaml")
+    return load_recipe(run_dir / "config.yaml", overrides)
+
+
+def _check_recipe(recipe: Recipe, run_dir: Path) -> None:
+    changed = [key for key in differing_keys(recipe, config_of(run_dir)) if not key.startswith((*NOT_DECISIVE, "name"))]
+    if changed:
+        raise RunError(
+            f"{run_dir}: holds a run that differs from the recipe in {', '.join(changed)}. Name the folder itself to "
+            "report on what it holds, or make the recipe's own run with `ppe-lora run RECIPE`"
+        )
+
+
+def _manifest(folder: Path, missing: str) -> dict[str, Any]:
+    found = _optional(folder / "manifest.json")
+    if found is None:
+        raise RunError(f"{folder}: {missing}")
+    return found
+
+
+def _optional(path: Path) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = read_json(path) if path.is_file() else None
+    return found
+
+
+def _tracked(folder: Path) -> dict[str, str | None]:
+    problems = {path.stem: path.read_text(encoding="utf-8").strip() for path in folder.glob("*.problem")}
+    return {path.stem: problems.get(path.stem) for path in sorted(folder.glob("*.json"))}
+
+
+def _baselines(path: Path, predictions: list[dict[str, Any]], task: ScoresTask) -> dict[str, Matrix]:
+    lines = {line["id"]: line for line in read_jsonl(path)}
+    names = [name for name in next(iter(lines.values())) if name != "id"]
+    return {
+        name: np.array([[lines[row["id"]][name][key] for key in task.keys] for row in predictions], dtype=float)
+        for name in names
+    }
+
+
+def _calibration(path: Path) -> Calibration | None:
+    found = _optional(path)
+    if found is None:
+        return None
+    weight_KK, offset_K = np.array(found["weight"]), np.array(found["offset"])
+    return Calibration(found["kind"], weight_KK, offset_K, found["width"], found["rows"], found["cv_mse_norm"])
+
+
+def _epoch_seconds(path: Path) -> dict[int, float]:
+    """Per epoch the time from its first step's end to its last step's, made up for that first step."""
+    times: dict[int, list[float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            times.setdefault(max(1, int(np.ceil(float(line["epoch"]) - 1e-9))), []).append(float(line["seconds"]))
+    whole = {epoch: own for epoch, own in times.items() if len(own) > 1 and own == sorted(own)}
+    return {epoch: (own[-1] - own[0]) * len(own) / (len(own) - 1) for epoch, own in whole.items()}

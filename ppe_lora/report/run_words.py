@@ -1,0 +1,193 @@
+"""Figures of a run in words, English and Japanese: the verdict, and the four answers that a reader wants first."""
+
+from typing import Literal, NamedTuple
+
+from ppe_lora.evaluation.intervals import Interval, Paired
+from ppe_lora.report.findings import Finding
+from ppe_lora.report.page import Words
+from ppe_lora.report.run_analysis import Analysis
+
+NAMES = {
+    "constant": Words("middle of the range, always", "常に範囲の中央を回答"),
+    "train_mean": Words("train mean, always", "常に学習データの平均を回答"),
+    "ridge": Words("ridge regression on character n-grams", "文字 n-gram のリッジ回帰"),
+    "greedy": Words("this model, greedy text", "このモデル(貪欲デコードの文字列)"),
+    "posterior_mean": Words("this model, posterior mean", "このモデル(分布の平均)"),
+    "calibrated": Words(
+        "this model, posterior mean, corrected on validation rows", "このモデル(分布の平均を検証データで補正)"
+    ),
+}
+_SHORT = {
+    "constant": Words("the middle of the range", "範囲の中央"),
+    "train_mean": Words("the train mean", "学習平均"),
+    "ridge": Words("n-gram ridge regression", "n-gram リッジ回帰"),
+}
+Mark = Literal["good", "unsure", "bad"]
+
+
+class Told(NamedTuple):
+    """One line of an answer, with what it means for the model."""
+
+    words: Words
+    mark: Mark | None = None
+
+
+class Card(NamedTuple):
+    """One of the four questions, its answer in a few words, and the lines below it."""
+
+    question: Words
+    answer: Words
+    lines: list[Told]
+
+
+def mark_of(paired: Paired) -> Mark:
+    """Whether we are surely better, surely worse, or neither."""
+    return "good" if paired.surely_better else "bad" if paired.surely_worse else "unsure"
+
+
+def error_figure(value: float) -> str:
+    """An mse_norm as people compare it: three significant digits.
+
+    Example:
+        >>> error_figure(0.00653), error_figure(0.1)
+        ('0.00653', '0.100')
+    """
+    return f"{value:#.3g}"
+
+
+def change(ratio: float) -> Words:
+    """A ratio of errors in words: `27 % less error`; from double on `2.3 times the error`."""
+    if ratio >= 2:
+        return Words(f"{ratio:.1f} times the error", f"誤差 {ratio:.1f} 倍")
+    percent = f"{abs(100 * (ratio - 1)):.0f} %"
+    if percent == "0 %":
+        return Words("no less error", "誤差は同じ")
+    return Words(f"{percent} {'less' if ratio < 1 else 'more'} error", f"誤差が {percent} {_side(ratio).ja}")
+
+
+def change_between(ratio: Interval) -> Words:
+    """An interval of ratios in words: `20 to 34 % less`, or `5 % less to 10 % more`."""
+    ends = sorted((ratio.low, ratio.high), key=lambda end: abs(end - 1))
+    low, high = (abs(100 * (end - 1)) for end in ends)
+    if high < 0.5:
+        return Words("no more and no less", "差なし")
+    if (ratio.low < 1) == (ratio.high < 1):
+        side = _side(ratio.low if ratio.low < 1 else ratio.high)
+        return Words(f"{low:.0f} to {high:.0f} % {side.en}", f"{low:.0f}〜{high:.0f} % {side.ja}")
+    less, more = 100 * (1 - ratio.low), 100 * (ratio.high - 1)
+    return Words(f"{less:.0f} % less to {more:.0f} % more", f"{less:.0f} % 少ない〜{more:.0f} % 多い")
+
+
+def verdict(analysis: Analysis) -> tuple[Mark, Words]:
+    """The one sentence, and whether it is good news."""
+    against = analysis.against
+    marks = {name: mark_of(paired) for name, paired in against.items()}
+    if all(mark == "good" for mark in marks.values()):
+        return "good", Words("Better than every baseline.", "すべてのベースラインを上回っています。")
+    if marks["train_mean"] == "bad":
+        return "bad", Words(
+            "Worse than not reading the request: always answering the train mean has less error.",
+            "依頼文を読まずに常に学習平均を答えるほうが誤差が小さく、モデルはそれに劣ります。",
+        )
+    if marks["train_mean"] == "unsure":
+        return "bad", Words(
+            "Not surely better than not reading the request: always answering the train mean may be as good.",
+            "依頼文を読まずに常に学習平均を答える場合と、確かな差がありません。",
+        )
+    name = max((name for name in marks if marks[name] != "good"), key=lambda name: against[name].ratio.value)
+    short = _SHORT[name]
+    if marks[name] == "bad":
+        return "unsure", Words(
+            f"Better than not reading the request, but worse than {short.en}.",
+            f"依頼文を読まない場合よりは良いものの、{short.ja}に劣ります。",
+        )
+    return "unsure", Words(
+        f"Better than not reading the request; against {short.en} nothing is sure.",
+        f"依頼文を読まない場合より良く、{short.ja}との差は確かではありません。",
+    )
+
+
+def cards(analysis: Analysis, findings: list[Finding]) -> list[Card]:
+    """Is it better, by how much, am I sure, where is it wrong?"""
+    return [_better(analysis), _how_much(analysis), _sure(analysis), _where(analysis, findings)]
+
+
+def _better(analysis: Analysis) -> Card:
+    against = analysis.against
+    good = [name for name, paired in against.items() if paired.surely_better]
+    answer = Words("Yes", "はい")
+    if "train_mean" not in good:
+        worse = against["train_mean"].surely_worse
+        answer = Words("No", "いいえ") if worse else Words("Not surely", "確かではない")
+    elif len(good) < len(against):
+        answer = Words("Partly", "部分的に")
+    lines = [
+        Told(Words(f"than {_SHORT[name].en}", f"{_SHORT[name].ja}より"), mark_of(paired))
+        for name, paired in against.items()
+    ]
+    return Card(Words("Is it better?", "良くなったか"), answer, lines)
+
+
+def _how_much(analysis: Analysis) -> Card:
+    ridge, mean = analysis.against["ridge"].ratio.value, analysis.against["train_mean"].ratio.value
+    metrics, span = analysis.run.metrics, analysis.run.recipe.task.span
+    name = "mae_raw" if analysis.read_out == "greedy" else f"mae_raw_{analysis.read_out}"
+    lines = [
+        Told(Words("than the train mean", "学習平均と比べて")),
+        Told(Words(f"{change(ridge).en} than n-gram ridge", f"n-gram リッジ比: {change(ridge).ja}")),
+        Told(Words(*(f"mse_norm {error_figure(analysis.error.value)}",) * 2)),
+    ]
+    if name in metrics:
+        off = f"{metrics[name]:.3g}"
+        lines.append(
+            Told(Words(f"off by {off} of {span:g} points on average", f"平均 {off} 点のずれ({span:g} 点満点)"))
+        )
+    return Card(Words("By how much?", "どれだけ"), change(mean), lines)
+
+
+def _sure(analysis: Analysis) -> Card:
+    against = analysis.against
+    lines = []
+    for name in ("train_mean", "ridge"):
+        told, short = change_between(against[name].ratio), _SHORT[name]
+        lines.append(Told(Words(f"{told.en} than {short.en}", f"{short.ja}より {told.ja}"), mark_of(against[name])))
+    rows = f"{len(analysis.run.rows):,}"
+    lines.append(Told(Words(f"95 % intervals over {rows} test rows", f"テスト {rows} 件での 95 % 区間")))
+    unsure = [name for name, paired in against.items() if mark_of(paired) == "unsure"]
+    answer = Words("Yes", "はい")
+    if unsure:
+        shorts = [_SHORT[name] for name in unsure]
+        answer = Words(
+            f"Not against {' and '.join(s.en for s in shorts)}", f"{'・'.join(s.ja for s in shorts)}とは不明"
+        )
+    return Card(Words("Am I sure?", "確かか"), answer, lines)
+
+
+def _where(analysis: Analysis, findings: list[Finding]) -> Card:
+    worst = sorted(analysis.keys, key=lambda key: -analysis.keys[key].error.value)[:2]
+    told = ", ".join(worst)
+    first = analysis.keys[worst[0]].error.value / analysis.error.value
+    lines = [
+        Told(Words(f"{first:.1f} times the average error in {worst[0]}", f"{worst[0]} の誤差は平均の {first:.1f} 倍"))
+    ]
+    if analysis.slices:
+        one = max(analysis.slices, key=lambda one: one.error.low)
+        more = 100 * (one.error.value / analysis.error.value - 1)
+        lines.append(
+            Told(
+                Words(
+                    f"{more:.0f} % above average: {one.field} {one.value}",
+                    f"{one.field} {one.value}: 平均より {more:.0f} % 大",
+                )
+            )
+        )
+    if findings:
+        count = len(findings)
+        lines.append(
+            Told(Words(f"{count} thing{'s' * (count > 1)} to look at, below", f"確認すべき点 {count} 件(下記)"))
+        )
+    return Card(Words("Where is it wrong?", "どこが悪いか"), Words(told, told), lines)
+
+
+def _side(ratio: float) -> Words:
+    return Words("less", "少ない") if ratio < 1 else Words("more", "多い")

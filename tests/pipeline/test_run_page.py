@@ -1,0 +1,303 @@
+"""`ppe-lora report`, and the page it writes as a browser shows it: the four answers first, true numbers, no requests,
+nothing runs off, 2,000 rows."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser
+
+from ppe_lora import cli
+from ppe_lora.artifacts import hash_file, read_json, read_jsonl, write_json, write_text
+from ppe_lora.recipe import load_recipe
+from tests.pages import open_page
+from tests.run_folders import build_data, make_run, profile_recipe
+
+HOSTILE = (
+    "<script>window.hacked = true</script><img src=x onerror='window.hacked = true'> & a \"calm\" tune {{ made }}",
+    "</script></td></table><style>body{display:none}</style> a calm tune, please, for my evening",
+    "a tune \u202e for the \u2028 right-to-left \u202c walk 🎻🌧️ שיר רגוע לערב גשום אחרי העבודה",
+    "[[plain|weird]] a calm tune var(--ink) for the long way home by the sea",
+)
+KEYS = ("energy", "warmth", "brightness", "acousticness", "complexity", "nostalgia")
+
+
+def ppe_lora(*arguments: str) -> int:
+    """Run the command line in this process; return its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ppe-lora", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    return int(end.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working directory with the data set `profile` (about a hundred test rows, some of them hostile) and two
+    reported runs on it: `profile`, which serves the posterior mean, and `greedy`, with rejected answers."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = profile_recipe(folder, 150, 0.7)
+    data = build_data(recipe, folder / "data" / "profile", HOSTILE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_run(recipe, Path("data/profile"), Path("checkpoints/profile"), skill=0.55)
+        (folder / "greedy.yaml").write_text((folder / "profile.yaml").read_text().replace("posterior_mean", "greedy"))
+        make_run(load_recipe(folder / "greedy.yaml"), data, Path("checkpoints/greedy"), skill=0.2, rejected=HOSTILE)
+        assert ppe_lora("report", "profile.yaml") == 0
+        assert ppe_lora("report", "checkpoints/greedy") == 0
+        yield folder
+
+
+@pytest.mark.parametrize(
+    ("run", "width", "scheme", "locale", "heading"),
+    [
+        ("profile", 1280, "light", "en-US", "Release checklist"),
+        ("profile", 390, "dark", "ja-JP", "リリース前の確認"),
+        ("greedy", 390, "light", "en-US", "Release checklist"),
+    ],
+)
+def test_the_page_opens_cleanly(
+    browser: Browser, here: Path, run: str, width: int, scheme: Any, locale: str, heading: str
+) -> None:
+    """A page that needs the network, throws, or scrolls sideways on a phone; hostile texts that run or hide it."""
+    path = here / "checkpoints" / run / "report.html"
+    page, faults = open_page(browser, path, width, color_scheme=scheme, locale=locale)
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    assert faults == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    inside = "e => e.closest('.scroll, pre') || e.getBoundingClientRect().right <= innerWidth + 1"
+    assert page.evaluate(f"[...document.querySelectorAll('header *, main *')].filter(e => !({inside})(e)).length") == 0
+    assert page.locator("#checklist h2").inner_text() == heading
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("section img, section script, section style").count() == 0
+    page.context.close()
+
+
+def test_the_first_screen_answers_the_four_questions(browser: Browser, here: Path) -> None:
+    """A report whose verdict has to be searched for is not read. Also on a phone."""
+    for width, height in ((1280, 900), (390, 844)):
+        page, _ = open_page(browser, here / "checkpoints" / "profile" / "report.html", width, locale="en-US")
+        page.set_viewport_size({"width": width, "height": height})
+        assert page.locator("#verdict").inner_text().endswith("Better than every baseline.")
+        questions = page.locator(".answers article")
+        asked = ["Is it better?", "By how much?", "Am I sure?", "Where is it wrong?"]
+        assert questions.locator("h2").all_inner_texts() == asked
+        assert questions.last.evaluate("e => e.getBoundingClientRect().bottom") <= height
+        page.context.close()
+    metrics = read_json(here / "checkpoints" / "profile" / "test" / "eval_metrics.json")
+    less = 100 * (1 - metrics["mse_norm_posterior_mean"] / metrics["train_mean_mse_norm"])
+    text = (here / "checkpoints" / "profile" / "report.html").read_text()
+    assert f"{less:.0f} % less error" in text
+    assert f"mse_norm {metrics['mse_norm_posterior_mean']:#.3g}" in text
+
+
+def test_the_numbers_are_those_of_the_files(browser: Browser, here: Path) -> None:
+    """A page whose numbers are not those of the metrics makes both worthless."""
+    run = here / "checkpoints" / "profile"
+    page, _ = open_page(browser, run / "report.html", 1280, locale="en-US")
+    metrics = read_json(run / "test" / "eval_metrics.json")
+
+    def figure(place: str, name: str) -> float:
+        return float(page.locator(f"{place} [data-bar='{name}'] .figure").inner_text())
+
+    for name, metric in (
+        ("middle of the range, always", "constant_mse_norm"),
+        ("train mean, always", "train_mean_mse_norm"),
+        ("ridge regression on character n-grams", "ridge_mse_norm"),
+        ("this model, greedy text", "mse_norm"),
+        ("this model, posterior mean", "mse_norm_posterior_mean"),
+    ):
+        assert figure("#bars", name) == pytest.approx(metrics[metric], rel=0.005), name
+    for key in KEYS:
+        expected = metrics[f"mse_norm_posterior_mean/{key}"]
+        assert figure("#key-bars", key) == pytest.approx(expected, rel=0.005)
+    for name in ("p50", "p95", "p99"):
+        shown = page.locator(f"#latency-{name}").inner_text().split()[0]
+        assert float(shown) == pytest.approx(metrics[f"latency_ms_{name}"], abs=0.05)
+    worst = page.locator("#worst article").first
+    predictions = {row["id"]: row for row in read_jsonl(run / "test" / "eval_predictions.jsonl")}
+    errors = {
+        name: np.mean([(row["posterior_mean"][key] - row["target"][key]) ** 2 for key in KEYS]) / 1e4
+        for name, row in predictions.items()
+    }
+    assert worst.get_attribute("data-id") == max(errors, key=lambda name: errors[name])
+    drawn = page.evaluate("document.querySelector('[data-figure=key-energy]').data.map(trace => trace.x.length)")
+    assert sum(drawn[2:4]) == len(predictions)
+    covered = page.locator("#covered tr[data-key=all] td").first.inner_text()
+    assert 60 < float(covered.split()[0]) < 95
+    page.context.close()
+
+
+def test_hostile_texts_and_answers_are_shown_as_they_are(browser: Browser, here: Path) -> None:
+    """What a person or a model wrote must be read as text: hostile requests, and texts that were rejected."""
+    page, _ = open_page(browser, here / "checkpoints" / "greedy" / "report.html", 1280, locale="en-US")
+    predictions = read_jsonl(here / "checkpoints" / "greedy" / "test" / "eval_predictions.jsonl")
+    hostile = [row["request"] for row in predictions if row["request"] in HOSTILE]
+    assert len(hostile) >= 2
+    rejected = page.locator("#worst article pre.raw").all_text_contents()
+    assert len(rejected) == len(hostile)
+    assert all(text.endswith("}</script>") for text in rejected)
+    shown = page.locator("#worst article .request").all_text_contents()[: len(hostile)]
+    assert sorted(shown) == sorted(hostile)
+    assert "On the test rows the format is below the gate of 0.99" in page.locator(".findings").inner_text()
+    page.context.close()
+
+
+def test_a_bad_run_is_called_bad(here: Path) -> None:
+    """Greedy text that is wrong more often than the mean: the verdict, the checklist and summary.md must all say so."""
+    summary = (here / "checkpoints" / "greedy" / "summary.md").read_text()
+    assert "Worse than not reading the request" in summary
+    assert "- [ ] mse_norm better than every baseline: **failed**." in summary
+    assert "- [ ] json_valid_rate above the gate: **failed**. json_valid_rate 0.9" in summary
+    assert "rejected answers count as the worst possible ones" in summary
+
+
+def test_two_thousand_rows_stay_small_and_open_fast(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size a real test set has. The time is the processor time of the page's main thread until all is drawn: a
+    busy machine must not decide."""
+    monkeypatch.chdir(tmp_path)
+    recipe = profile_recipe(tmp_path, 2500, 0.82)
+    build_data(recipe, Path("data/profile"))
+    make_run(recipe, Path("data/profile"), Path("checkpoints/profile"))
+    assert ppe_lora("report", "profile.yaml") == 0
+    path = tmp_path / "checkpoints" / "profile" / "report.html"
+    assert len(read_jsonl(tmp_path / "checkpoints" / "profile" / "test" / "eval_predictions.jsonl")) > 2000
+    assert path.stat().st_size < 8e6
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.goto(path.as_uri())
+    for figure in page.locator("[data-figure]").all():
+        figure.locator(".main-svg").first.wait_for()
+    measured = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+    assert 0 < measured["TaskDuration"] < 2
+    page.context.close()
+
+
+def test_equal_files_make_equal_reports(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A report that changes by itself cannot be compared with yesterday's."""
+    run = here / "checkpoints" / "profile"
+    before = [hash_file(run / name) for name in ("report.html", "summary.md")]
+    assert ppe_lora("report", "checkpoints/profile") == 0
+    assert [hash_file(run / name) for name in ("report.html", "summary.md")] == before
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("Better than every baseline. On ")
+    assert said[1].startswith("release checklist: 5 of 7 passed (Latency p95 within the recipe's limit: not done; ")
+    assert said[2:] == ["checkpoints/profile/summary.md", "checkpoints/profile/report.html"]
+    assert os.environ.get("HOME", "/nowhere") not in (run / "report.html").read_text()
+
+
+def _checks(run: Path) -> dict[str, str]:
+    lines = [line for line in (run / "summary.md").read_text().splitlines() if line.startswith("- [")]
+    return {line[6:].split(":")[0]: line.split("**")[1] for line in lines}
+
+
+def test_each_line_of_the_checklist_follows_its_files(here: Path) -> None:
+    """A checklist that always passes is decoration."""
+    run = here / "checkpoints" / "copy"
+    shutil.copytree(here / "checkpoints" / "profile", run)
+    limit = "Latency p95 within the recipe's limit"
+    tracked = "Artifacts and traces recorded"
+    assert ppe_lora("report", "checkpoints/copy", "evaluate.latency_limit_ms=1000") == 0
+    assert _checks(run)[limit] == "passed"
+    assert ppe_lora("report", "checkpoints/copy", "evaluate.latency_limit_ms=1") == 0
+    assert _checks(run)[limit] == "failed"
+    for tracker in ("wandb", "weave"):
+        write_json(run / "tracking" / f"{tracker}.json", {"sent": "x"})
+    assert ppe_lora("report", "checkpoints/copy") == 0
+    assert _checks(run)[tracked] == "passed"
+    write_text(run / "tracking" / "weave.problem", "ConnectionError: refused\n")
+    assert ppe_lora("report", "checkpoints/copy") == 0
+    assert _checks(run)[tracked] == "failed"
+
+    data = here / "data" / "profile"
+    train, manifest = data / "ft_request_param_train.jsonl", data / "manifest.json"
+    kept = {path: path.read_text() for path in (train, manifest)}
+    test_row = read_jsonl(data / "ft_request_param_test.jsonl")[10]
+    train.write_text(kept[train] + json.dumps(test_row | {"id": "another"}) + "\n")
+    assert ppe_lora("report", "checkpoints/copy") == 0
+    assert _checks(run)["Leak check passed"] == "failed"
+    assert _checks(run)["Seed and distributions fixed"] == "failed"
+    train.write_text(kept[train])
+    found = read_json(manifest)
+    found["inputs"]["data"]["source"]["sampler"]["edges"] = 0.9
+    write_json(manifest, found)
+    assert ppe_lora("report", "checkpoints/copy") == 0
+    assert _checks(run)["Leak check passed"] == "passed"
+    assert _checks(run)["Seed and distributions fixed"] == "failed"
+    manifest.write_text(kept[manifest])
+
+    trained = read_json(run / "manifest.json")
+    trained["inputs"]["recipe"]["task"]["output_format_version"] = 7
+    write_json(run / "manifest.json", trained)
+    assert ppe_lora("report", "checkpoints/copy") == 0
+    assert _checks(run)["Output format fixed"] == "failed"
+
+
+REFUSED = {
+    "no run": ("data", "data: expected a run folder or a recipe file; got a folder without config.yaml"),
+    "unfinished": (
+        "checkpoints/unfinished",
+        "checkpoints/unfinished: the training is not finished; run `ppe-lora train RECIPE --resume`",
+    ),
+    "not decoded": (
+        "checkpoints/undecoded",
+        "checkpoints/undecoded/test: the test rows are not decoded yet; run `ppe-lora evaluate RECIPE`",
+    ),
+    "earlier training": (
+        "checkpoints/stale",
+        "checkpoints/stale/test: is of an earlier training or version; run `ppe-lora evaluate RECIPE`",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_run_without_all_its_parts_is_named_as_such(
+    here: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    where, message = REFUSED[case]
+    folder = here / where
+    if case != "no run":
+        shutil.copytree(here / "checkpoints" / "profile", folder)
+        if case == "unfinished":
+            (folder / "manifest.json").unlink()
+        elif case == "not decoded":
+            (folder / "test" / "manifest.json").unlink()
+        else:
+            manifest = read_json(folder / "manifest.json")
+            write_json(folder / "manifest.json", manifest | {"inputs_hash": "another"})
+    assert ppe_lora("report", where) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_recipe_that_is_not_the_run_s_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ppe_lora("report", "profile.yaml", "train.epochs=9", "export.verify_rows=3") == 2
+    assert capsys.readouterr().err == (
+        "error: checkpoints/profile: holds a run that differs from the recipe in train.epochs. Name the folder itself "
+        "to report on what it holds, or make the recipe's own run with `ppe-lora run RECIPE`\n"
+    )
+
+
+def test_other_test_rows_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures of the old rows beside a test file that has changed since."""
+    path = here / "data" / "profile" / "ft_request_param_test.jsonl"
+    kept, noted = path.read_text(), hash_file(path)
+    path.write_text("\n".join(kept.splitlines()[:-1]) + "\n")
+    found = hash_file(path)
+    assert ppe_lora("report", "profile.yaml") == 2
+    assert capsys.readouterr().err == (
+        "error: data/profile/ft_request_param_test.jsonl: expected the test rows that checkpoints/profile was first "
+        f"measured on (SHA-256 {noted}...); got {found}...; figures of different test rows cannot be compared. Put "
+        "that file back, train under another name (name=...), or delete checkpoints/profile/test_rows.json and "
+        "checkpoints/profile/test to give up the old figures\n"
+    )
+    path.write_text(kept)
+    assert ppe_lora("report", "profile.yaml") == 0

@@ -177,6 +177,26 @@ def run(recipe: RecipePath, overrides: Overrides = None, fresh: Fresh = False) -
 
 
 @app.command()
+def sweep(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of recipes, for example recipes/rank_sweep.")],
+    overrides: Overrides = None,
+    gpus: Annotated[
+        str, typer.Option(help="GPUs such as 0,1,3: one run at a time on each. Default: one run at a time.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the leaderboard. Default: checkpoints/<name of DIR>.")
+    ] = None,
+) -> None:
+    """Run every recipe of a folder, and say which one is better, and how sure that is: the leaderboard.
+
+    Finished runs are skipped, unfinished ones resumed, and a failed one does not stop the others.
+    """
+    from ppe_lora import pipeline
+
+    pipeline.sweep(folder, overrides or (), [gpu.strip() for gpu in gpus.split(",") if gpu.strip()], out)
+
+
+@app.command()
 def demo(fresh: Fresh = False) -> None:
     """`run recipes/demo.yaml`: text becomes numbers on two CPU cores in a few minutes."""
     from ppe_lora import pipeline

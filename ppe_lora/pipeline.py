@@ -10,7 +10,9 @@ A stage's folder has a `manifest.json`, written last: without it the output is u
 resumed). torch is imported inside the stages that need it.
 """
 
+import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -246,6 +248,42 @@ def run(recipe: Recipe, *, fresh: bool = False) -> None:
     evaluate(recipe)
     export(recipe)
     summarize(recipe)
+
+
+def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], out: Path | None) -> None:
+    """Run every recipe of a folder, and write the leaderboard of what is finished.
+
+    Args:
+        folder: Holds the recipes.
+        overrides: For each of them.
+        gpus: One run at a time on each; none is one run at a time on what there is.
+        out: Where the leaderboard goes; by default `checkpoints/<name of the folder>/`, which holds the logs, too.
+
+    Raises:
+        RecipeError: A recipe cannot be loaded, or two runs would have one name; nothing has been run.
+        RunError: A run failed (after all have ended), or the runs cannot share a table.
+        Interrupted: A signal came; what ran has saved itself.
+    """
+    from ppe_lora.errors import PpeError, RunError
+    from ppe_lora.sweep import Outcome, is_finished, load_sweep, run_job, run_jobs
+
+    recipes = load_sweep(folder, overrides)
+    log_dir = Path("checkpoints") / folder.resolve().name
+    todo = {path: one for path, one in recipes.items() if not is_finished(one, data_dir(one), run_dir(one))}
+    if len(gpus) > 1:  # two runs must not make one data set at the same time
+        for recipe in {one.data.name: one for one in todo.values()}.values():
+            with contextlib.suppress(PpeError):  # the run that needs it will say so
+                build_data(recipe)
+    jobs = [run_job(path, recipe, overrides, log_dir) for path, recipe in todo.items()]
+    ended = {outcome.name: outcome for outcome in run_jobs(jobs, gpus)}
+    outcomes = [ended.get(one.name) or Outcome(one.name, "unchanged") for one in recipes.values()]
+    failed = [outcome for outcome in outcomes if outcome.ended == "failed"]
+    if failed:
+        lines = [f"  {one.name}: {one.reason} ({log_dir / one.name}.log)" for one in failed]
+        raise RunError(
+            f"sweep: {len(failed)} of {len(outcomes)} runs failed; the same command tries them again\n"
+            + "\n".join(lines)
+        )
 
 
 def show_row(recipe: Recipe, split: str, number: int) -> None:

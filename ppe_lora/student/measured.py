@@ -26,7 +26,9 @@ def rows_per_s(run_dir: Path, rows_per_step: int) -> float | None:
     """
     with (run_dir / "train_log.csv").open(newline="", encoding="utf-8") as file:
         lines = [(math.ceil(float(line["epoch"])), float(line["seconds"])) for line in csv.DictReader(file)]
-    steps = [later[1] - sooner[1] for sooner, later in pairwise(lines) if sooner[0] == later[0] and later[1] > sooner[1]]
+    steps = [
+        later[1] - sooner[1] for sooner, later in pairwise(lines) if sooner[0] == later[0] and later[1] > sooner[1]
+    ]
     return rows_per_step / statistics.median(steps) if steps else None
 
 

@@ -197,6 +197,20 @@ def sweep(
 
 
 @app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A run's name or folder, an adapter's or epoch's folder, or `base`.")],
+    second: Annotated[str, typer.Argument(help="The same; the question is whether this one is better.")],
+) -> None:
+    """Say whether the second is better than the first on the same test rows, by how much, how sure, and where.
+
+    `base` is the other run's base model without any adapter.
+    """
+    from ppe_lora import pipeline
+
+    pipeline.compare(first, second)
+
+
+@app.command()
 def demo(fresh: Fresh = False) -> None:
     """`run recipes/demo.yaml`: text becomes numbers on two CPU cores in a few minutes."""
     from ppe_lora import pipeline

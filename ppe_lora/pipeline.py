@@ -265,6 +265,8 @@ def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], out: Path
         Interrupted: A signal came; what ran has saved itself.
     """
     from ppe_lora.errors import PpeError, RunError
+    from ppe_lora.evaluation.leaderboard import build_leaderboard
+    from ppe_lora.report.leaderboard import verdict, write_leaderboard
     from ppe_lora.sweep import Outcome, is_finished, load_sweep, run_job, run_jobs
 
     recipes = load_sweep(folder, overrides)
@@ -278,12 +280,32 @@ def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], out: Path
     ended = {outcome.name: outcome for outcome in run_jobs(jobs, gpus)}
     outcomes = [ended.get(one.name) or Outcome(one.name, "unchanged") for one in recipes.values()]
     failed = [outcome for outcome in outcomes if outcome.ended == "failed"]
+    if len(failed) < len(outcomes):
+        board = build_leaderboard(
+            {run_dir(recipe): recipe for recipe in recipes.values()}, {one.name: one.reason for one in failed}
+        )
+        write_leaderboard(out or log_dir, board)
+        console.print(f"{verdict(board).en}\n{(out or log_dir) / 'leaderboard.md'}", markup=False)
     if failed:
         lines = [f"  {one.name}: {one.reason} ({log_dir / one.name}.log)" for one in failed]
         raise RunError(
             f"sweep: {len(failed)} of {len(outcomes)} runs failed; the same command tries them again\n"
             + "\n".join(lines)
         )
+
+
+def compare(first: str, second: str) -> None:
+    """Say whether the second is better than the first on the same test rows, and write it down.
+
+    Raises:
+        RunError: There is no such run, it is unfinished, or the two cannot be compared.
+        ModelError: An adapter does not fit the run's base model.
+    """
+    from ppe_lora.compare import compare_sides
+    from ppe_lora.report.comparison import write_comparison
+
+    compared = compare_sides((first, second), Path("checkpoints"), data_dir)
+    console.print(write_comparison(compared.folder, compared.comparison), markup=False)
 
 
 def show_row(recipe: Recipe, split: str, number: int) -> None:

@@ -1,165 +1,199 @@
-"""Is the second better than the first, by how much, and is that sure? Two evaluations of the same rows.
+"""Two evaluations of the same test rows, compared: by metric and key, by row, by slice of the rows."""
 
-N rows, K keys, M statistics. Every metric here is a mean over rows, so that its difference is a mean of paired
-differences: what a row is hard for, it is hard for on both sides, and only what is left over counts as noise.
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-A rejected answer counts as the worst admissible one: per key the end of the range that is farther from the target, as
-in `mse_norm_strict`. Leaving such rows out would let a model win by not answering what is hard.
-"""
+from ppe_lora.evaluation.paired import (
+    Column,
+    Difference,
+    Tally,
+    compare_scores,
+    differences,
+    length_thirds,
+    row_scores,
+    tally,
+)
+from ppe_lora.evaluation.stored import Stored, check_comparable, common_ids
+from ppe_lora.recipe.schema import ReadOut
 
-from collections.abc import Sequence
-from typing import NamedTuple
+LEAST_SLICE = 10
+"""Rows from which a slice is compared; fewer are only counted."""
+_LATENCIES = ("latency_ms_p50", "latency_ms_p95", "latency_ms_p99")
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ppe_lora.errors import MetricError
-from ppe_lora.evaluation.metrics import Matrix
-from ppe_lora.tasks.scores import ScoresTask
-
-CONFIDENCE = 0.95
-_RESAMPLES = 4999
-_BATCH = 100
-"""Resamples held in memory at a time."""
-_TIE = 1e-12
-
-Column = NDArray[np.float64]
+ReadOuts = tuple[ReadOut, ReadOut]
+"""Of the first and of the second side."""
 
 
-class Difference(NamedTuple):
-    """Two means over the same rows, and what is known of their difference."""
+class Slice(NamedTuple):
+    """Rows that share a property, compared by the mse_norm of what is served."""
 
-    first: float
-    second: float
-    difference: float
-    """Second minus first."""
-    low: float
-    """Lower end of the 95 % interval of the difference."""
-    high: float
-    p: float
-    """Share of the coin flips, each exchanging the two sides of about half of the rows, that make the means differ at
-    least as much: a permutation test, two-sided."""
+    field: str
+    value: str
+    rows: int
+    difference: Difference | None
+    """None for too few rows."""
+
+
+class RowChange(NamedTuple):
+    """One row on both sides, by what is served."""
+
+    id: str
+    request: str
+    language: str
+    target: dict[str, float]
+    first: dict[str, float] | None
+    """The answer; None is a rejected one."""
+    second: dict[str, float] | None
+    first_mse_norm: float
+    second_mse_norm: float
 
     @property
-    def is_shown(self) -> bool:
-        """Whether the rows show that there is a difference: the interval excludes zero, and p is below 0.05."""
-        return (self.low > 0 or self.high < 0) and self.p < 1 - CONFIDENCE
+    def change(self) -> float:
+        """Below zero where the second is better."""
+        return self.second_mse_norm - self.first_mse_norm
 
 
-class Tally(NamedTuple):
-    """Rows on which the second has the smaller error, the same, the larger."""
+class Comparison(NamedTuple):
+    """The second side against the first. Differences are second minus first: for errors, below zero is better."""
 
-    wins: int
-    ties: int
-    losses: int
+    names: tuple[str, str]
+    rows: int
+    left_out: int
+    """Rows that only one of them decoded."""
+    rejected: tuple[int, int]
+    """Greedy texts that were no answer; each counts as the worst admissible one."""
+    served: ReadOuts
+    metrics: dict[ReadOuts, dict[str, Difference]]
+    """By read-outs: what is served first, then the read-outs that both sides have."""
+    formats: dict[str, Difference]
+    tally: Tally
+    """Of the second against the first, by the mse_norm of what is served."""
+    latency_ms: dict[str, tuple[float, float]]
+    devices: tuple[str, str]
+    slices: list[Slice]
+    changes: list[RowChange]
+    """Every row, the most improved first."""
 
+    @property
+    def headline(self) -> Difference:
+        """The difference in mse_norm of what is served."""
+        return self.metrics[self.served]["mse_norm"]
 
-def row_scores(predicted_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> dict[str, Column]:
-    """Per metric, overall and per key (`mse_norm/<key>`), one number per row, whose mean is the metric.
+    def as_json(self, shown_rows: int) -> dict[str, Any]:
+        """What `comparison.json` holds; of the rows, only those that changed most."""
+        return {
+            "first": self.names[0],
+            "second": self.names[1],
+            "rows": self.rows,
+            "rows_left_out": self.left_out,
+            "rejected": list(self.rejected),
+            "served": list(self.served),
+            "metrics": {
+                one if one == other else f"{one} to {other}": {name: _shown(found) for name, found in by_name.items()}
+                for (one, other), by_name in self.metrics.items()
+            },
+            "formats": {name: _shown(found) for name, found in self.formats.items()},
+            **self.tally._asdict(),
+            "latency_ms": self.latency_ms,
+            "devices": list(self.devices),
+            "slices": [
+                one._asdict() | {"difference": one.difference and _shown(one.difference)} for one in self.slices
+            ],
+            "improved_most": [one._asdict() for one in self.improved(shown_rows)],
+            "worsened_most": [one._asdict() for one in self.worsened(shown_rows)],
+        }
 
-    The row's part of r2 is 1 - its squared error over the variance of the targets of these rows; keys whose targets
-    do not vary have none.
+    def improved(self, count: int) -> list[RowChange]:
+        """The rows with the largest gain."""
+        return [one for one in self.changes if one.change < 0][:count]
 
-    Args:
-        predicted_NK: Answers in task units; rows of NaN are rejected answers.
-        target_NK: Targets, same order.
-        task: Keys and range.
-
-    Raises:
-        MetricError: No rows, or shapes that differ.
-    """
-    if predicted_NK.shape != target_NK.shape or not predicted_NK.size:
-        raise MetricError(f"comparison: expected equal shapes with rows; got {predicted_NK.shape}, {target_NK.shape}")
-    farthest_NK = np.where(target_NK - task.low > task.high - target_NK, task.low, task.high)
-    error_NK = np.abs(np.where(np.isnan(predicted_NK), farthest_NK, predicted_NK) - target_NK)
-    unit_NK = error_NK / task.span
-    variance_K = target_NK.var(axis=0)
-    varies_K = variance_K > 0
-    by_metric = {
-        "mse_norm": unit_NK**2,
-        "mae_raw": error_NK,
-        "within_tolerance@5": (unit_NK <= 0.05 + 1e-9).astype(float),
-        "r2": 1 - error_NK**2 / np.where(varies_K, variance_K, np.nan),
-    }
-    if not varies_K.any():
-        del by_metric["r2"]
-    scores = {name: np.nanmean(score_NK, axis=1) for name, score_NK in by_metric.items()}
-    for index, key in enumerate(task.keys):
-        scores |= {f"{name}/{key}": score_NK[:, index] for name, score_NK in by_metric.items()}
-    return {name: column for name, column in scores.items() if not np.isnan(column).any()}
-
-
-def differences(first_NM: Matrix, second_NM: Matrix, resamples: int = _RESAMPLES) -> list[Difference]:
-    """Compare M row scores of two sides.
-
-    The interval is scipy's percentile bootstrap over rows, at the level that makes up for the bootstrap's too small
-    spread in small samples (Hesterberg 2015, "expanded percentile interval"): without it 50 rows cover 93 to 94 %.
-    BCa covered less on squared errors. The p-value is scipy's paired permutation test.
-
-    Args:
-        first_NM: One row per row of data, one column per statistic.
-        second_NM: The same rows, in the same order.
-        resamples: Of each kind.
-
-    Raises:
-        MetricError: Fewer than two rows, or shapes that differ.
-    """
-    from scipy.stats import bootstrap, permutation_test  # half a second to import
-
-    if first_NM.shape != second_NM.shape or len(first_NM) < 2:
-        raise MetricError(f"comparison: expected two or more rows on both sides; got {first_NM.shape}, "
-                          f"{second_NM.shape}")  # fmt: skip
-    change_NM = second_NM - first_NM
-    rows = len(change_NM)
-    interval = bootstrap(
-        (change_NM,), np.mean, axis=0, n_resamples=resamples, batch=_BATCH, confidence_level=_expanded_level(rows),
-        method="percentile", rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-
-    def signed_mean(sign_BN: Matrix, axis: int) -> Matrix:
-        return np.moveaxis(sign_BN, axis, -1) @ change_NM / rows
-
-    # One vector of signs serves all statistics: exchanging the sides of a row is changing the sign of its differences.
-    permuted = permutation_test(
-        (np.ones(rows),), signed_mean, permutation_type="samples", vectorized=True, n_resamples=resamples,
-        batch=_BATCH, rng=np.random.default_rng(1),
-    )  # fmt: skip
-    columns = (first_NM.mean(axis=0), second_NM.mean(axis=0), change_NM.mean(axis=0), interval.low, interval.high)
-    return [Difference(*map(float, one)) for one in zip(*columns, permuted.pvalue, strict=True)]
+    def worsened(self, count: int) -> list[RowChange]:
+        """The rows with the largest loss."""
+        return [one for one in self.changes[::-1] if one.change > 0][:count]
 
 
-def compare_scores(first: dict[str, Column], second: dict[str, Column]) -> dict[str, Difference]:
-    """`differences` of every metric that both sides have, by name.
+def compare(first: Stored, second: Stored) -> Comparison:
+    """Compare two evaluations row by row, joined by id.
 
     Raises:
-        MetricError: Fewer than two rows, or sides of different length.
+        RunError: They have other test rows, tasks or metric versions, or no row in common.
+        MetricError: They have only one row in common.
     """
-    names = [name for name in first if name in second]
-    both = (np.stack([side[name] for name in names], axis=1) for side in (first, second))
-    return dict(zip(names, differences(*both), strict=True))
+    check_comparable([first, second])
+    ids = common_ids([first, second])
+    served: ReadOuts = (first.read_out, second.read_out)
+    both: list[ReadOuts] = [(one, one) for one in first.read_outs if one in second.read_outs]
+    scores = {pair: _scores(first, second, ids, pair) for pair in dict.fromkeys([served, *both])}
+    error_N, other_N = (side["mse_norm"] for side in scores[served])
+    rejected = [sum(bool(side.predictions[row]["rejected"]) for row in ids) for side in (first, second)]
+    found = [_change(first, second, *one) for one in zip(ids, error_N, other_N, strict=True)]
+    return Comparison(
+        names=(first.name, second.name),
+        rows=len(ids),
+        left_out=len(first.predictions.keys() ^ second.predictions.keys()),
+        rejected=(rejected[0], rejected[1]),
+        served=served,
+        metrics={pair: compare_scores(*sides) for pair, sides in scores.items()},
+        formats=compare_scores(first.formats(ids), second.formats(ids)),
+        tally=tally(error_N, other_N),
+        latency_ms={
+            name: (first.metrics[name], second.metrics[name])
+            for name in _LATENCIES
+            if name in first.metrics and name in second.metrics
+        },
+        devices=(str(first.manifest["device"]), str(second.manifest["device"])),
+        slices=_slices([first.predictions[row] for row in ids], error_N, other_N),
+        changes=sorted(found, key=lambda one: one.change),
+    )
 
 
-def tally(first_N: Column, second_N: Column) -> Tally:
-    """Count the rows by which side has the smaller error; errors that differ by rounding only are ties."""
-    change_N = second_N - first_N
-    return Tally(int((change_N < -_TIE).sum()), int((np.abs(change_N) <= _TIE).sum()), int((change_N > _TIE).sum()))
+def served_difference(first: Stored, second: Stored) -> Difference:
+    """The difference in mse_norm of what is served, over the rows that both decoded.
+
+    Raises:
+        RunError: They have no row in common.
+        MetricError: They have only one row in common.
+    """
+    sides = _scores(first, second, common_ids([first, second]), (first.read_out, second.read_out))
+    return compare_scores(*({"mse_norm": side["mse_norm"]} for side in sides))["mse_norm"]
 
 
-def length_thirds(lengths: Sequence[int], languages: Sequence[str]) -> list[str]:
-    """For each row, in which third of its own language's lengths it is: a Japanese request says as much in fewer
-    characters. Equal lengths share a third."""
-    length_N, language_N = np.array(lengths), np.array(languages)
-    thirds = np.empty(len(length_N), dtype=object)
-    for language in np.unique(language_N):
-        own = language_N == language
-        short, long = np.quantile(length_N[own], [1 / 3, 2 / 3])
-        thirds[own] = np.where(
-            length_N[own] <= short, "shortest third", np.where(length_N[own] <= long, "middle third", "longest third")
-        )
-    return [str(third) for third in thirds]
+def _scores(first: Stored, second: Stored, ids: Sequence[str], read_outs: ReadOuts) -> list[dict[str, Column]]:
+    sides = zip((first, second), read_outs, strict=True)
+    return [row_scores(side.answers(ids, name), side.targets(ids), side.recipe.task) for side, name in sides]
 
 
-def _expanded_level(rows: int) -> float:
-    from scipy.stats import norm, t
+def _change(first: Stored, second: Stored, row: str, error: float, other: float) -> RowChange:
+    answers = [
+        side.predictions[row]["parsed" if side.read_out == "greedy" else side.read_out] for side in (first, second)
+    ]
+    shown = first.predictions[row]
+    return RowChange(
+        row, shown["request"], shown["language"], shown["target"], answers[0], answers[1], float(error), float(other)
+    )
 
-    return float(1 - 2 * norm.cdf(np.sqrt(rows / (rows - 1)) * t.ppf((1 - CONFIDENCE) / 2, rows - 1)))
+
+def _slices(rows: Sequence[Mapping[str, Any]], first_N: Column, second_N: Column) -> list[Slice]:
+    """Every property that splits the rows; tags may overlap."""
+    thirds = length_thirds([len(row["request"]) for row in rows], [row["language"] for row in rows])
+    members: dict[tuple[str, str], list[int]] = {}
+    for number, (row, third) in enumerate(zip(rows, thirds, strict=True)):
+        of_row = [("language", row["language"]), ("length", third)]
+        of_row += [(field, row[field]) for field in ("style", "sampler") if row.get(field)]
+        of_row += [("scenario", tag) for tag in row.get("scenario") or ()]
+        for one in of_row:
+            members.setdefault(one, []).append(number)
+    order = ("language", "length", "style", "sampler", "scenario")
+    slices = []
+    for field, value in sorted(members, key=lambda one: (order.index(one[0]), -len(members[one]), one[1])):
+        numbers = members[field, value]
+        if len(numbers) == len(rows):  # a property of all rows splits nothing
+            continue
+        enough = len(numbers) >= LEAST_SLICE
+        found = differences(first_N[numbers, None], second_N[numbers, None])[0] if enough else None
+        slices.append(Slice(field, value, len(numbers), found))
+    return slices
+
+
+def _shown(found: Difference | None) -> dict[str, Any] | None:
+    return found and found._asdict() | {"is_shown": found.is_shown}

@@ -183,6 +183,9 @@ def sweep(
     gpus: Annotated[
         str, typer.Option(help="GPUs such as 0,1,3: one run at a time on each. Default: one run at a time.")
     ] = "",
+    suffix: Annotated[
+        str, typer.Option(help="Appended to the runs' names: a sweep with other overrides beside the first.")
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the leaderboard. Default: checkpoints/<name of DIR>.")
     ] = None,
@@ -193,7 +196,8 @@ def sweep(
     """
     from ppe_lora import pipeline
 
-    pipeline.sweep(folder, overrides or (), [gpu.strip() for gpu in gpus.split(",") if gpu.strip()], out)
+    named = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
+    pipeline.sweep(folder, overrides or (), named, suffix, out)
 
 
 @app.command()

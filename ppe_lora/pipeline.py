@@ -250,13 +250,14 @@ def run(recipe: Recipe, *, fresh: bool = False) -> None:
     summarize(recipe)
 
 
-def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], out: Path | None) -> None:
+def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: str, out: Path | None) -> None:
     """Run every recipe of a folder, and write the leaderboard of what is finished.
 
     Args:
         folder: Holds the recipes.
         overrides: For each of them.
         gpus: One run at a time on each; none is one run at a time on what there is.
+        suffix: Appended to the runs' names and to the folder's.
         out: Where the leaderboard goes; by default `checkpoints/<name of the folder>/`, which holds the logs, too.
 
     Raises:
@@ -266,31 +267,27 @@ def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], out: Path
     """
     from ppe_lora.errors import PpeError, RunError
     from ppe_lora.evaluation.leaderboard import build_leaderboard
-    from ppe_lora.report.leaderboard import verdict, write_leaderboard
-    from ppe_lora.sweep import Outcome, is_finished, load_sweep, run_job, run_jobs
+    from ppe_lora.report.leaderboard import write_leaderboard
+    from ppe_lora.sweep import is_finished, load_sweep, run_job, run_jobs
 
-    recipes = load_sweep(folder, overrides)
-    log_dir = Path("checkpoints") / folder.resolve().name
-    todo = {path: one for path, one in recipes.items() if not is_finished(one, data_dir(one), run_dir(one))}
+    planned = load_sweep(folder, overrides, suffix)
+    recipes = [one.recipe for one in planned]
+    log_dir = Path("checkpoints") / f"{folder.resolve().name}{suffix}"
+    todo = [one for one in planned if not is_finished(one.recipe, data_dir(one.recipe), run_dir(one.recipe))]
+    console.print(f"{log_dir}: {len(planned)} runs, {len(planned) - len(todo)} of them complete and unchanged")
     if len(gpus) > 1:  # two runs must not make one data set at the same time
-        for recipe in {one.data.name: one for one in todo.values()}.values():
+        for recipe in {one.recipe.data.name: one.recipe for one in todo}.values():
             with contextlib.suppress(PpeError):  # the run that needs it will say so
                 build_data(recipe)
-    jobs = [run_job(path, recipe, overrides, log_dir) for path, recipe in todo.items()]
-    ended = {outcome.name: outcome for outcome in run_jobs(jobs, gpus)}
-    outcomes = [ended.get(one.name) or Outcome(one.name, "unchanged") for one in recipes.values()]
-    failed = [outcome for outcome in outcomes if outcome.ended == "failed"]
-    if len(failed) < len(outcomes):
-        board = build_leaderboard(
-            {run_dir(recipe): recipe for recipe in recipes.values()}, {one.name: one.reason for one in failed}
-        )
-        write_leaderboard(out or log_dir, board)
-        console.print(f"{verdict(board).en}\n{(out or log_dir) / 'leaderboard.md'}", markup=False)
+    outcomes = run_jobs([run_job(one, log_dir) for one in todo], gpus)
+    failed = {outcome.name: outcome.reason for outcome in outcomes if outcome.ended == "failed"}
+    if len(failed) < len(recipes):
+        board = build_leaderboard({run_dir(recipe): recipe for recipe in recipes}, failed)
+        console.print(write_leaderboard(out or log_dir, board), markup=False)
     if failed:
-        lines = [f"  {one.name}: {one.reason} ({log_dir / one.name}.log)" for one in failed]
+        reasons = "".join(f"\n  {name}: {reason} ({log_dir / name}.log)" for name, reason in failed.items())
         raise RunError(
-            f"sweep: {len(failed)} of {len(outcomes)} runs failed; the same command tries them again\n"
-            + "\n".join(lines)
+            f"sweep: {len(failed)} of {len(recipes)} runs failed; the same command tries them again{reasons}"
         )
 
 

@@ -35,11 +35,19 @@ class Job(NamedTuple):
     log: Path
 
 
+class Planned(NamedTuple):
+    """One recipe of a sweep, and the overrides that it was loaded with."""
+
+    path: Path
+    recipe: Recipe
+    overrides: list[str]
+
+
 class Outcome(NamedTuple):
     """How a run of the sweep ended."""
 
     name: str
-    ended: Literal["unchanged", "finished", "failed"]
+    ended: Literal["finished", "failed"]
     reason: str = ""
     """Why it failed: what it said last."""
 
@@ -50,8 +58,13 @@ class _Running(NamedTuple):
     gpu: str | None
 
 
-def load_sweep(folder: Path, overrides: Sequence[str]) -> dict[Path, Recipe]:
-    """The recipes of a folder in the order of their file names, each with the overrides.
+def load_sweep(folder: Path, overrides: Sequence[str], suffix: str = "") -> list[Planned]:
+    """The recipes of a folder in the order of their file names.
+
+    Args:
+        folder: Holds the recipes.
+        overrides: For each of them.
+        suffix: Appended to each run's name, so that a sweep with other overrides has run folders of its own.
 
     Raises:
         RecipeError: There is none, one is wrong (all problems are collected), or two runs would have one name.
@@ -61,21 +74,24 @@ def load_sweep(folder: Path, overrides: Sequence[str]) -> dict[Path, Recipe]:
         raise RecipeError(f"{folder}: expected a folder with recipes (*.yaml); got none")
     named = [override for override in overrides if override.partition("=")[0].strip() == "name"]
     if named:
-        raise RecipeError(f"{named[0]}: would give all runs of the sweep one name; leave it out")
-    recipes: dict[Path, Recipe] = {}
+        raise RecipeError(f"{named[0]}: would give all runs of the sweep one name; use --suffix")
+    planned: list[Planned] = []
     problems: list[str] = []
     for path in paths:
         try:
-            recipes[path] = load_recipe(path, overrides)
+            own = [*overrides]
+            if suffix:
+                own.append(f"name={load_recipe(path).name}{suffix}")
+            planned.append(Planned(path, load_recipe(path, own), own))
         except RecipeError as error:
             problems.append(str(error))
     if problems:
         raise RecipeError("\n".join(dict.fromkeys(problems)))
     by_name: dict[str, Path] = {}
-    for path, recipe in recipes.items():
+    for path, recipe, _ in planned:
         if by_name.setdefault(recipe.name, path) != path:
             raise RecipeError(f"{path}: expected a name of its own; got {recipe.name}, that of {by_name[recipe.name]}")
-    return recipes
+    return planned
 
 
 def is_finished(recipe: Recipe, data_dir: Path, run_dir: Path) -> bool:
@@ -96,10 +112,10 @@ def is_finished(recipe: Recipe, data_dir: Path, run_dir: Path) -> bool:
         return False
 
 
-def run_job(path: Path, recipe: Recipe, overrides: Sequence[str], log_dir: Path) -> Job:
+def run_job(planned: Planned, log_dir: Path) -> Job:
     """The process that runs one recipe."""
-    command = [sys.executable, "-m", "ppe_lora", "run", str(path), *overrides]
-    return Job(recipe.name, command, log_dir / f"{recipe.name}.log")
+    command = [sys.executable, "-m", "ppe_lora", "run", str(planned.path), *planned.overrides]
+    return Job(planned.recipe.name, command, log_dir / f"{planned.recipe.name}.log")
 
 
 def run_jobs(jobs: Sequence[Job], gpus: Sequence[str] = ()) -> list[Outcome]:

@@ -32,12 +32,17 @@ SHOWN = (
 """Metrics of the table; per-key values are in the CSV and JSON files."""
 
 
-def write_leaderboard(folder: Path, board: Leaderboard) -> None:
+def write_leaderboard(folder: Path, board: Leaderboard) -> str:
     """Write `leaderboard.md`, `leaderboard.csv` (a row per run, every metric) and `leaderboard.json` (the same, and
-    the difference of every pair)."""
+    the difference of every pair).
+
+    Returns:
+        The verdict, for the console.
+    """
     write_text(folder / "leaderboard.md", _markdown(folder.name, board))
     write_text(folder / "leaderboard.csv", _csv(board))
     write_json(folder / "leaderboard.json", _json(board))
+    return f"{verdict(board).en}\n{folder / 'leaderboard.md'}"
 
 
 def verdict(board: Leaderboard) -> Words:

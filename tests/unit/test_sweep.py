@@ -102,10 +102,15 @@ def test_a_signal_reaches_what_runs_once_and_stops_the_sweep(tmp_path, number):
 def test_recipes_of_a_folder_with_overrides(tmp_path):
     for name in ("b", "a"):
         write_recipe(tmp_path / f"{name}.yaml")
-    recipes = load_sweep(tmp_path, ["train.epochs=7"])
-    assert [(path.stem, recipe.train.epochs) for path, recipe in recipes.items()] == [("a", 7), ("b", 7)]
-    started = run_job(*next(iter(recipes.items())), ["train.epochs=7"], tmp_path / "logs")
-    assert started.command[1:] == ["-m", "ppe_lora", "run", str(tmp_path / "a.yaml"), "train.epochs=7"]
+    planned = load_sweep(tmp_path, ["train.epochs=7"])
+    assert [(one.path.stem, one.recipe.name, one.recipe.train.epochs) for one in planned] == [
+        ("a", "a", 7), ("b", "b", 7),
+    ]  # fmt: skip
+    command = ["-m", "ppe_lora", "run", str(tmp_path / "a.yaml"), "train.epochs=7"]
+    assert run_job(planned[0], tmp_path / "logs").command[1:] == command
+    beside = load_sweep(tmp_path, ["train.epochs=7"], "_7")
+    assert [one.recipe.name for one in beside] == ["a_7", "b_7"]
+    assert run_job(beside[0], tmp_path / "logs").command[1:] == [*command, "name=a_7"]
 
 
 def message(folder: Path, *overrides: str) -> str:
@@ -122,7 +127,7 @@ def test_bad_sweeps_are_refused_before_anything_runs(tmp_path):
     assert message(tmp_path) == f"{tmp_path}/b.yaml:4: train.epoch: unknown key; did you mean 'epochs'?"
     write_recipe(tmp_path / "b.yaml", "name: a")
     assert message(tmp_path) == f"{tmp_path}/b.yaml: expected a name of its own; got a, that of {tmp_path}/a.yaml"
-    assert message(tmp_path, "name=x") == "name=x: would give all runs of the sweep one name; leave it out"
+    assert message(tmp_path, "name=x") == "name=x: would give all runs of the sweep one name; use --suffix"
 
 
 # ------------------------------------------------------------------------------------------------------------ finished

@@ -57,9 +57,8 @@ def compare_sides(names: tuple[str, str], runs_dir: Path, data_dir_of: Callable[
     home = next((one for one in homes if one is not None), None)
     if home is None:
         raise RunError(f"{' and '.join(names)}: expected a run, or an adapter of a run, on one side at least; got none")
-    for side in sides:
-        if side.is_run and side.run_dir is not None:
-            read_run(side.run_dir)  # an unfinished run is named before a model is loaded for the other side
+    for run_dir in [side.run_dir for side in sides if side.run_dir]:
+        read_run(run_dir)  # an unfinished run is named before a model is loaded for the other side
     first, second = (_read(side, home, data_dir_of) for side in sides)
     other = second if sides[0].is_run or sides[0].run_dir == home else first
     return Compared(compare(first, second), first, second, home / "compare" / re.sub(r"[^\w.-]+", "_", other.name))
@@ -86,12 +85,12 @@ def _find(name: str, runs_dir: Path) -> _Side:
 def _read(side: _Side, home: Path, data_dir_of: Callable[[Recipe], Path]) -> Stored:
     if side.is_run and side.run_dir is not None:
         return read_run(side.run_dir)
-    from ppe_lora.student.test_rows import evaluate_for_comparison  # torch
+    from ppe_lora.student.others import evaluate_other  # torch
 
     run_dir = side.run_dir or home
     recipe = load_recipe(run_dir / "config.yaml")
     folder = run_dir / "test_base"
     if side.adapter is not None:
         folder = run_dir / "test_adapters" / hash_file(side.adapter / "adapter_model.safetensors")
-    evaluate_for_comparison(recipe, data_dir_of(recipe), run_dir, side.adapter, folder)
+    evaluate_other(recipe, data_dir_of(recipe), run_dir, side.adapter, folder)
     return read_evaluation(folder, side.name, recipe)

@@ -10,15 +10,15 @@ from ppe_lora.report.page import Words
 ASKED = Words("asked", "候補")
 KEPT = Words("kept", "採用")
 _SPLIT_DASHES = ("solid", "dash", "dot")
-_AXIS = {
+AXIS = {
     "showgrid": False,
     "zeroline": False,
     "fixedrange": True,
     "linecolor": "var(--line)",
     "tickcolor": "var(--line)",
 }
-_COUNT_AXIS = _AXIS | {"showgrid": True, "gridcolor": "var(--line)", "nticks": 4, "rangemode": "tozero"}
-_LAYOUT = {
+COUNT_AXIS = AXIS | {"showgrid": True, "gridcolor": "var(--line)", "nticks": 4, "rangemode": "tozero"}
+LAYOUT = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
     "font": {"color": "var(--muted)", "size": 12},
@@ -37,7 +37,7 @@ def key_figure(histogram: Histogram) -> Any:
 
     edges = histogram.edges
     centers, widths, labels = _bars(edges)
-    figure = go.Figure(layout=_LAYOUT)
+    figure = go.Figure(layout=LAYOUT)
     for counts, words, color in ((histogram.asked, ASKED, "var(--asked)"), (histogram.kept, KEPT, "var(--kept)")):
         figure.add_bar(
             x=centers, y=counts, width=widths, customdata=labels, marker={"color": color, "line": {"width": 0}},
@@ -53,9 +53,9 @@ def key_figure(histogram: Histogram) -> Any:
             hovertemplate=f"{split} %{{customdata}}: %{{y:.1f}} %<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
-        xaxis=_AXIS | {"range": [edges[0], edges[-1]], "anchor": "y2", "nticks": 6},
-        yaxis=_COUNT_AXIS | {"domain": [0.46, 1]},
-        yaxis2=_COUNT_AXIS | {"domain": [0, 0.36], "ticksuffix": " %", "nticks": 3, "range": [0, 1.1 * highest]},
+        xaxis=AXIS | {"range": [edges[0], edges[-1]], "anchor": "y2", "nticks": 6},
+        yaxis=COUNT_AXIS | {"domain": [0.46, 1]},
+        yaxis2=COUNT_AXIS | {"domain": [0, 0.36], "ticksuffix": " %", "nticks": 3, "range": [0, 1.1 * highest]},
     )
     return figure
 
@@ -65,7 +65,7 @@ def length_figure(lengths: Lengths, allowed: Sequence[int]) -> Any:
     import plotly.graph_objects as go
 
     centers, widths, labels = _bars(lengths.edges, whole=True)
-    figure = go.Figure(layout=_LAYOUT)
+    figure = go.Figure(layout=LAYOUT)
     figure.add_bar(
         x=centers, y=lengths.counts, width=widths, customdata=labels,
         marker={"color": "var(--kept)", "line": {"width": 0}},
@@ -74,7 +74,7 @@ def length_figure(lengths: Lengths, allowed: Sequence[int]) -> Any:
     for limit in allowed:
         if limit <= lengths.edges[-1]:
             figure.add_vline(x=limit, line={"color": "var(--warn)", "width": 1.5, "dash": "dash"})
-    figure.update_layout(xaxis=_AXIS | {"range": [0, lengths.edges[-1]], "nticks": 6}, yaxis=_COUNT_AXIS)
+    figure.update_layout(xaxis=AXIS | {"range": [0, lengths.edges[-1]], "nticks": 6}, yaxis=COUNT_AXIS)
     return figure
 
 
@@ -97,7 +97,7 @@ def pairs_figure(pairs: Mapping[tuple[str, str], PairHistogram], keys: Sequence[
                 _put(even, rows, upper + i, lower + j, counted.kept[i][j], _total(counted.kept), bins)
                 _put(even, rows, lower + j, upper + i, counted.asked[i][j], _total(counted.asked), bins)
     labels = [f"{key} {low:g}–{high:g}" for key in keys for low, high in pairwise(edges)]
-    figure = go.Figure(layout=_LAYOUT)
+    figure = go.Figure(layout=LAYOUT)
     figure.add_heatmap(
         x=labels, y=labels, z=even, customdata=rows, zmin=0, zmax=max(2.0, _high(even)), hoverongaps=False,
         colorscale=[[place / 4, f"var(--heat-{place})"] for place in range(5)],
@@ -110,7 +110,7 @@ def pairs_figure(pairs: Mapping[tuple[str, str], PairHistogram], keys: Sequence[
     for block in range(1, len(keys)):
         for across in (figure.add_vline, figure.add_hline):
             across(block * bins - 0.5, line={"color": "var(--panel)", "width": 3})
-    ticks = _AXIS | {
+    ticks = AXIS | {
         "type": "category", "tickvals": [labels[k * bins + bins // 2] for k in range(len(keys))],
         "ticktext": list(keys), "ticks": "", "showline": False, "automargin": True,
     }  # fmt: skip

@@ -268,6 +268,8 @@ def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: s
     from ppe_lora.errors import PpeError, RunError
     from ppe_lora.evaluation.leaderboard import build_leaderboard
     from ppe_lora.report.leaderboard import write_leaderboard
+    from ppe_lora.report.leaderboard_page import FILE_NAME as LEADERBOARD_PAGE
+    from ppe_lora.report.leaderboard_page import write_leaderboard_page
     from ppe_lora.sweep import is_finished, load_sweep, run_job, run_jobs
 
     planned = load_sweep(folder, overrides, suffix)
@@ -284,6 +286,8 @@ def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: s
     if len(failed) < len(recipes):
         board = build_leaderboard({run_dir(recipe): recipe for recipe in recipes}, failed)
         console.print(write_leaderboard(out or log_dir, board), markup=False)
+        write_leaderboard_page(out or log_dir, log_dir.name, board)
+        console.print(str((out or log_dir) / LEADERBOARD_PAGE))
     if failed:
         reasons = "".join(f"\n  {name}: {reason} ({log_dir / name}.log)" for name, reason in failed.items())
         raise RunError(
@@ -300,9 +304,12 @@ def compare(first: str, second: str) -> None:
     """
     from ppe_lora.compare import compare_sides
     from ppe_lora.report.comparison import write_comparison
+    from ppe_lora.report.comparison_page import FILE_NAME, write_comparison_page
 
     compared = compare_sides((first, second), Path("checkpoints"), data_dir)
     console.print(write_comparison(compared.folder, compared.comparison), markup=False)
+    write_comparison_page(compared.folder, compared.comparison, (compared.first, compared.second))
+    console.print(str(compared.folder / FILE_NAME))
 
 
 def show_row(recipe: Recipe, split: str, number: int) -> None:

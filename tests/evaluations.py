@@ -58,7 +58,7 @@ def write_evaluation(folder: Path, rows: list[dict[str, Any]], training: str, **
     metrics |= {f"{name}_posterior_mean": value for name, value in means.items() if "/" not in name}
     write_text(folder / "eval_predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_json(folder / "eval_metrics.json", metrics)
-    known = {"training": training, "test_rows": "abc", "metric_version": METRIC_VERSION}
+    known = {"training": training, "adapter": "a1", "test_rows": "abc", "metric_version": METRIC_VERSION}
     write_manifest(folder, known | inputs, rows=len(rows), device="cpu")
 
 

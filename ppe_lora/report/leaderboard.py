@@ -71,13 +71,18 @@ def verdict(board: Leaderboard) -> Words:
 
 
 def number(value: float | None) -> str:
-    """A figure for a table: four digits below 1, else one decimal; nothing for nothing."""
-    return "" if value is None else f"{value:.4f}" if abs(value) < 1 else f"{value:,.1f}"
+    """A figure for a table: four decimals below 1, three below 10, else one; nothing for nothing."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
 
 
 def interval(found: Difference | None) -> str:
     """A difference with its 95 % interval."""
-    return "" if found is None else f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    if found is None:
+        return ""
+    decimals = 4 if max(abs(found.low), abs(found.high)) < 1 else 2
+    return f"{found.difference:+.{decimals}f} [{found.low:+.{decimals}f}, {found.high:+.{decimals}f}]"
 
 
 def p_value(found: Difference | None) -> str:

@@ -105,4 +105,4 @@ def test_files_hold_every_metric_of_every_run(tmp_path):
     assert float(rows[1]["difference_low"]) > 0
     assert stored["pairs"][0]["is_shown"] is True
     text = (tmp_path / "sweep" / "leaderboard.md").read_text(encoding="utf-8")
-    assert "| **r08** (selected) | 8 | 1,000 | 2.00 | 2.5 | passed |" in text
+    assert "| **r08** (selected) | 8 | 1,000 | 2.00 | 2.500 | passed |" in text

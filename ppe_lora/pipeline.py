@@ -6,6 +6,8 @@
     export    best/, base model          ->  checkpoints/<name>/merged/     plain weights, reloaded and compared
     summary   all of the above           ->  checkpoints/<name>/summary.md
 
+Over several runs: `sweep` runs a folder of recipes and writes their leaderboard, `compare` tells two runs apart.
+
 A stage's folder has a `manifest.json`, written last: without it the output is unfinished and made again (training is
 resumed). torch is imported inside the stages that need it.
 """

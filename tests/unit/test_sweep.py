@@ -168,3 +168,27 @@ def test_another_recipe_data_set_or_metric_is_not_finished(whole):
     assert finished(whole)
     write_manifest(whole / "data", {}, dataset_version="w")
     assert not finished(whole)
+
+
+# ---------------------------------------------------------------------------------------------------------------- agent
+
+
+def test_an_agent_of_wandb_starts_the_recipes(tmp_path):
+    """The example for clusters, through wandb's own expansion of the command, for every recipe of the sweep."""
+    from ruamel.yaml import YAML
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    config = YAML(typ="safe").load((ROOT / "examples" / "wandb_sweep.yaml").read_text())
+    stub = tmp_path / "ppe-lora"
+    stub.write_text('#!/bin/sh\nprintf "%s " "$@"\n')
+    stub.chmod(0o755)
+    for recipe in config["parameters"]["recipe"]["values"]:
+        macros = create_sweep_command_args({"args": {"recipe": {"value": recipe}}})
+        command: list[str] = []
+        for part in create_sweep_command(config["command"]):
+            command += macros[part[2:-1]] if part.startswith("${") else [part]
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        assert told[0] == "run"
+        assert load_recipe(ROOT / told[1]).name == recipe
+    assert len(config["parameters"]["recipe"]["values"]) == len(list((ROOT / "recipes" / "rank_sweep").glob("*.yaml")))

@@ -7,6 +7,7 @@ from ppe_lora.evaluation.paired import (
     Column,
     Difference,
     Tally,
+    adjusted,
     compare_scores,
     differences,
     length_thirds,
@@ -174,7 +175,7 @@ def _change(first: Stored, second: Stored, row: str, error: float, other: float)
 
 
 def _slices(rows: Sequence[Mapping[str, Any]], first_N: Column, second_N: Column) -> list[Slice]:
-    """Every property that splits the rows; tags may overlap."""
+    """Every property that splits the rows; tags may overlap. The p-values are adjusted for the number of slices."""
     thirds = length_thirds([len(row["request"]) for row in rows], [row["language"] for row in rows])
     members: dict[tuple[str, str], list[int]] = {}
     for number, (row, third) in enumerate(zip(rows, thirds, strict=True)):
@@ -184,15 +185,12 @@ def _slices(rows: Sequence[Mapping[str, Any]], first_N: Column, second_N: Column
         for one in of_row:
             members.setdefault(one, []).append(number)
     order = ("language", "length", "style", "sampler", "scenario")
-    slices = []
-    for field, value in sorted(members, key=lambda one: (order.index(one[0]), -len(members[one]), one[1])):
-        numbers = members[field, value]
-        if len(numbers) == len(rows):  # a property of all rows splits nothing
-            continue
-        enough = len(numbers) >= LEAST_SLICE
-        found = differences(first_N[numbers, None], second_N[numbers, None])[0] if enough else None
-        slices.append(Slice(field, value, len(numbers), found))
-    return slices
+    splitting = [one for one in sorted(members, key=lambda one: (order.index(one[0]), -len(members[one]), one[1]))
+                 if len(members[one]) < len(rows)]  # fmt: skip
+    large = [one for one in splitting if len(members[one]) >= LEAST_SLICE]
+    found = adjusted([differences(first_N[members[one], None], second_N[members[one], None])[0] for one in large])
+    by_slice = dict(zip(large, found, strict=True))
+    return [Slice(*one, len(members[one]), by_slice.get(one)) for one in splitting]
 
 
 def _shown(found: Difference | None) -> dict[str, Any] | None:

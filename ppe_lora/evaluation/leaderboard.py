@@ -14,7 +14,7 @@ import numpy as np
 from ppe_lora.artifacts import read_json
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import Matrix
-from ppe_lora.evaluation.paired import Difference, differences, row_scores
+from ppe_lora.evaluation.paired import Difference, adjusted, differences, row_scores
 from ppe_lora.evaluation.selection import format_rate
 from ppe_lora.evaluation.stored import Stored, check_comparable, common_ids, read_run
 from ppe_lora.recipe import Recipe
@@ -56,7 +56,8 @@ class Leaderboard(NamedTuple):
     unfinished: dict[str, str]
     """Name to reason."""
     pairs: dict[tuple[str, str], Difference]
-    """For each pair of finished runs, in the order of the table: the second's mse_norm minus the first's."""
+    """For each pair of finished runs, in the order of the table: the second's mse_norm minus the first's. The
+    p-values are adjusted for the number of pairs."""
 
     def between(self, first: str, second: str) -> Difference:
         """The mse_norm of the second minus that of the first."""
@@ -125,7 +126,7 @@ def _pairs(entries: Sequence[Entry], ids: Sequence[str]) -> dict[tuple[str, str]
         return {}
     error_NR = np.stack([_errors(entry.stored, ids) for entry in entries], axis=1)
     first, second = map(list, zip(*pairs, strict=True))
-    found = differences(error_NR[:, first], error_NR[:, second])
+    found = adjusted(differences(error_NR[:, first], error_NR[:, second]))
     return {(entries[i].name, entries[j].name): one for (i, j), one in zip(pairs, found, strict=True)}
 
 

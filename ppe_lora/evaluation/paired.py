@@ -128,6 +128,18 @@ def differences(first_NM: Matrix, second_NM: Matrix, resamples: int = _RESAMPLES
     return [Difference(*map(float, one)) for one in zip(*columns, permuted.pvalue, strict=True)]
 
 
+def adjusted(found: Sequence[Difference]) -> list[Difference]:
+    """The same differences with p-values for their number (Benjamini and Hochberg 1995, by scipy).
+
+    Of ten pairs of equally good runs, one pair or more has a p below 0.05 in about a quarter of all sweeps. Adjusted,
+    where no pair differs, it is in one sweep of twenty that anything is claimed.
+    """
+    from scipy.stats import false_discovery_control
+
+    p_values = false_discovery_control([one.p for one in found]) if found else ()
+    return [one._replace(p=float(p)) for one, p in zip(found, p_values, strict=True)]
+
+
 def compare_scores(first: dict[str, Column], second: dict[str, Column]) -> dict[str, Difference]:
     """`differences` of every metric that both sides have, by name.
 

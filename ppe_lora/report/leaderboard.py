@@ -146,9 +146,9 @@ def _notes(board: Leaderboard) -> list[str]:
     inputs = first.manifest["inputs"]
     return [
         f"Differences are in mse_norm of the served read-out, over the {board.rows:,} test rows that all runs decoded, "
-        "with paired 95 % bootstrap intervals; p is of a paired permutation test. One run beats another only where the "
-        "interval excludes zero and p is below 0.05. Every pair is in `leaderboard.json`. A rejected answer counts as "
-        "the worst admissible one.",
+        "with paired 95 % bootstrap intervals; p is of a paired permutation test, adjusted for the number of pairs "
+        "(Benjamini-Hochberg). One run beats another only where the interval excludes zero and p is below 0.05. Every "
+        "pair is in `leaderboard.json`. A rejected answer counts as the worst admissible one.",
         "",
         f"Test rows `{inputs['test_rows']}`, metric version {inputs['metric_version']}, "
         f"decoded on {first.manifest['device']}.",

@@ -13,10 +13,10 @@ FILE_NAME = "leaderboard.html"
 _NOTES = (
     Words(
         "Intervals are paired 95 % bootstrap intervals over the test rows that all runs decoded; p is of a paired "
-        "permutation test. One run beats another only where the interval excludes zero and p is below 0.05. A rejected "
-        "answer counts as the worst admissible one.",
+        "permutation test, adjusted for the number of pairs (Benjamini-Hochberg). One run beats another only where the "
+        "interval excludes zero and p is below 0.05. A rejected answer counts as the worst admissible one.",
         "区間は、すべての実行が処理したテスト行についての対応のある 95 % ブートストラップ区間、"
-        "p は並べ替え検定の値です。"
+        "p は並べ替え検定の値(組の数で補正、Benjamini-Hochberg)です。"
         "区間が 0 を含まず p が 0.05 未満のときだけ「勝る」とします。不正な回答は許される最悪の回答として数えます。",
     ),
 )

@@ -1,5 +1,6 @@
 """`ppe-lora sweep` and `ppe-lora compare` with real trainings of a tiny model."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import pytest
 
 from ppe_lora import cli
 from ppe_lora.artifacts import read_json
-from tests.runs import make_data, make_recipe
+from tests.runs import TASK_YAML, make_rows
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = (
-    "train: {epochs: 2, rows_per_step: 4, rows_per_micro_step: 4, learning_rate: 3e-3}",
+    TASK_YAML,
+    "data: {name: d, split: {valid: 0.2, test: 0.2, group: 1.0}, source: {kind: import, source_dir: ., "
+    "files: {f: {path: source.jsonl}}, request: f.text, target: {a: f.a, b: f.b}}}",
+    "train: {epochs: 1, rows_per_step: 4, rows_per_micro_step: 4, learning_rate: 3e-3}",
     "evaluate: {gate: 0.0, latency_rows: 1, read_out: posterior_mean}",
     "export: {verify_rows: 2}",
 )
@@ -30,13 +34,12 @@ def ppe_lora(*arguments: str) -> int:
 def swept(tmp_path_factory, speaker):
     """A folder with a sweep over two ranks, and one recipe between them that cannot be trained."""
     here = tmp_path_factory.mktemp("sweep")
-    make_data(here / "data" / "d", test=12)
+    rows = [{"id": row.id, "text": row.request, **row.target} for row in make_rows(60, seed=3)]
+    (here / "source.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (here / "ranks").mkdir()
-    for rank in (2, 4):
-        student = f"student: {{model: '{speaker}', lora: {{rank: {rank}}}}}"
-        make_recipe(here / "ranks", speaker, student, *SECTIONS, name=f"r{rank}")
-    wrong = f"student: {{model: '{speaker}', lora: {{rank: 3, targets: [no_such_layer]}}}}"
-    make_recipe(here / "ranks", speaker, wrong, *SECTIONS, name="r3_wrong")
+    for name, lora in (("r2", "{rank: 2}"), ("r3_wrong", "{rank: 3, targets: [no_such_layer]}"), ("r4", "{rank: 4}")):
+        student = f"student: {{model: '{speaker}', lora: {lora}}}"
+        (here / "ranks" / f"{name}.yaml").write_text("\n".join([*SECTIONS, student]) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         patch.setenv("PYTHONPATH", str(ROOT))

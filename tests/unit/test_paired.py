@@ -1,12 +1,14 @@
 """Paired comparisons: intervals that cover, uniform p-values without a difference, nothing claimed of equals."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from scipy.stats import kstest
 
 from ppe_lora.errors import MetricError
 from ppe_lora.evaluation.metrics import Scale, error_metrics, worst_case_mse_norm
-from ppe_lora.evaluation.paired import compare_scores, differences, length_thirds, row_scores, tally
+from ppe_lora.evaluation.paired import adjusted, compare_scores, differences, length_thirds, row_scores, tally
 from ppe_lora.tasks.scores import ScoresTask
 
 AB = ScoresTask(keys=("a", "b"))
@@ -39,6 +41,21 @@ def test_p_values_are_uniform_without_a_difference(rows):
     assert kstest(p, "uniform").pvalue > 0.01
     assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.02)
     assert np.mean([one.is_shown for one in found]) == pytest.approx(0.05, abs=0.02)
+
+
+def test_a_sweep_of_equal_runs_seldom_claims_anything():
+    """Ten pairs of five equally good runs: unadjusted, every fourth leaderboard would name a false winner."""
+    rng = np.random.default_rng(0)
+    first, second = map(list, zip(*combinations(range(5), 2), strict=True))
+    claims = {"plain": 0, "adjusted": 0}
+    for _ in range(200):
+        errors = (rng.normal(0, 0.2, (40, 1)) + rng.normal(0, 0.1, (40, 5))) ** 2
+        found = differences(errors[:, first], errors[:, second], resamples=499)
+        claims["plain"] += any(one.is_shown for one in found)
+        claims["adjusted"] += any(one.is_shown for one in adjusted(found))
+    assert claims["plain"] > 30
+    assert claims["adjusted"] <= 16
+    assert adjusted([]) == []
 
 
 def test_a_real_difference_is_found():

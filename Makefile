@@ -9,7 +9,7 @@ RAY := .venv-ray
 RAY_READY := $(RAY)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test test-slow test-vllm test-ray lint format constraints clean
+.PHONY: help setup demo demo-full docs-sweep test test-slow test-vllm test-ray lint format constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: $(READY) ## Data, training, decoded scores, merged model: about 12 minutes
 
 demo-full: $(READY) ## The same with more data and epochs: about an hour (estimated)
 	$(BIN)/ppe-lora run recipes/demo_full.yaml
+
+docs-sweep: $(READY) ## The example in docs/rank_sweep_small: five ranks on a CPU, about half an hour
+	$(BIN)/ppe-lora sweep recipes/rank_sweep_small --out docs/rank_sweep_small
 
 test: $(READY) ## Every test that takes seconds
 	$(BIN)/python -m pytest -m "not slow and not vllm and not ray"

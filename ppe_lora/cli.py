@@ -236,6 +236,44 @@ def serve(
 
 
 @app.command()
+def sweep(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of recipes, for example recipes/rank_sweep.")],
+    overrides: Overrides = None,
+    gpus: Annotated[
+        str, typer.Option(help="GPUs such as 0,1,3: one run at a time on each. Default: one run at a time.")
+    ] = "",
+    suffix: Annotated[
+        str, typer.Option(help="Appended to the runs' names: a sweep with other overrides beside the first.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the leaderboard. Default: checkpoints/<name of DIR>.")
+    ] = None,
+) -> None:
+    """Run every recipe of a folder, and say which one is better, and how sure that is: the leaderboard.
+
+    Finished runs are skipped, unfinished ones resumed, and a failed one does not stop the others.
+    """
+    from ppe_lora import pipeline
+
+    named = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
+    pipeline.sweep(folder, overrides or (), named, suffix, out)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A run's name or folder, an adapter's or epoch's folder, or `base`.")],
+    second: Annotated[str, typer.Argument(help="The same; the question is whether this one is better.")],
+) -> None:
+    """Say whether the second is better than the first on the same test rows, by how much, how sure, and where.
+
+    `base` is the other run's base model without any adapter.
+    """
+    from ppe_lora import pipeline
+
+    pipeline.compare(first, second)
+
+
+@app.command()
 def demo(fresh: Fresh = False) -> None:
     """`run recipes/demo.yaml`: text becomes numbers on two CPU cores in a few minutes."""
     from ppe_lora import pipeline

@@ -8,10 +8,13 @@
 
 `serve` answers requests over HTTP with what a run has made.
 
+Over several runs: `sweep` runs a folder of recipes and writes their leaderboard, `compare` tells two runs apart.
+
 A stage's folder has a `manifest.json`, written last: without it the output is unfinished and made again (training is
 resumed). torch is imported inside the stages that need it.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -269,6 +272,68 @@ def run(recipe: Recipe, *, fresh: bool = False) -> None:
     evaluate(recipe)
     export(recipe)
     _report(recipe, run_dir(recipe))
+
+
+def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: str, out: Path | None) -> None:
+    """Run every recipe of a folder, and write the leaderboard of what is finished.
+
+    Args:
+        folder: Holds the recipes.
+        overrides: For each of them.
+        gpus: One run at a time on each; none is one run at a time on what there is.
+        suffix: Appended to the runs' names and to the folder's.
+        out: Where the leaderboard goes; by default `checkpoints/<name of the folder>/`, which holds the logs, too.
+
+    Raises:
+        RecipeError: A recipe cannot be loaded, or two runs would have one name; nothing has been run.
+        RunError: A run failed (after all have ended), or the runs cannot share a table.
+        Interrupted: A signal came; what ran has saved itself.
+    """
+    from ppe_lora.errors import PpeError, RunError
+    from ppe_lora.evaluation.leaderboard import build_leaderboard
+    from ppe_lora.report.leaderboard import write_leaderboard
+    from ppe_lora.report.leaderboard_page import FILE_NAME as LEADERBOARD_PAGE
+    from ppe_lora.report.leaderboard_page import write_leaderboard_page
+    from ppe_lora.sweep import is_finished, load_sweep, run_job, run_jobs
+
+    planned = load_sweep(folder, overrides, suffix)
+    recipes = [one.recipe for one in planned]
+    log_dir = Path("checkpoints") / f"{folder.resolve().name}{suffix}"
+    todo = [one for one in planned if not is_finished(one.recipe, data_dir(one.recipe), run_dir(one.recipe))]
+    console.print(f"{log_dir}: {len(planned)} runs, {len(planned) - len(todo)} of them complete and unchanged")
+    if len(gpus) > 1:  # two runs must not make one data set at the same time
+        for recipe in {one.recipe.data.name: one.recipe for one in todo}.values():
+            with contextlib.suppress(PpeError):  # the run that needs it will say so
+                build_data(recipe)
+    outcomes = run_jobs([run_job(one, log_dir) for one in todo], gpus)
+    failed = {outcome.name: outcome.reason for outcome in outcomes if outcome.ended == "failed"}
+    if len(failed) < len(recipes):
+        board = build_leaderboard({run_dir(recipe): recipe for recipe in recipes}, failed)
+        console.print(write_leaderboard(out or log_dir, board), markup=False)
+        write_leaderboard_page(out or log_dir, log_dir.name, board)
+        console.print(str((out or log_dir) / LEADERBOARD_PAGE))
+    if failed:
+        reasons = "".join(f"\n  {name}: {reason} ({log_dir / name}.log)" for name, reason in failed.items())
+        raise RunError(
+            f"sweep: {len(failed)} of {len(recipes)} runs failed; the same command tries them again{reasons}"
+        )
+
+
+def compare(first: str, second: str) -> None:
+    """Say whether the second is better than the first on the same test rows, and write it down.
+
+    Raises:
+        RunError: There is no such run, it is unfinished, or the two cannot be compared.
+        ModelError: An adapter does not fit the run's base model.
+    """
+    from ppe_lora.compare import compare_sides
+    from ppe_lora.report.comparison import write_comparison
+    from ppe_lora.report.comparison_page import FILE_NAME, write_comparison_page
+
+    compared = compare_sides((first, second), Path("checkpoints"), data_dir)
+    console.print(write_comparison(compared.folder, compared.comparison), markup=False)
+    write_comparison_page(compared.folder, compared.comparison, (compared.first, compared.second))
+    console.print(str(compared.folder / FILE_NAME))
 
 
 def show_row(recipe: Recipe, split: str, number: int) -> None:

@@ -73,8 +73,13 @@ NOT_DECISIVE = ("export.", "train.checkpoint_minutes", "train.keep_checkpoints",
 
 def differing_keys(first: Recipe, second: Recipe) -> list[str]:
     """Dotted names of the keys in which two recipes differ."""
-    one, other = _flatten(first.model_dump(mode="json")), _flatten(second.model_dump(mode="json"))
+    one, other = recipe_values(first), recipe_values(second)
     return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Every value of a recipe by its dotted name, in the recipe's order."""
+    return _flatten(recipe.model_dump(mode="json"))
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -190,8 +190,8 @@ def _by_key(values: Sequence[float], task: ScoresTask) -> dict[str, float]:
 
 
 def _prediction(row: Row, text: str, outcome: Answer | Rejected, task: ScoresTask) -> dict[str, Any]:
-    shown: dict[str, Any] = {"id": row.id, "request": row.request, "language": row.language, "target": row.target}
-    shown["text"] = text
+    shown: dict[str, Any] = {"id": row.id, "request": row.request, "language": row.language, "style": row.style}
+    shown |= {"scenario": list(row.scenario), "sampler": row.sampler, "target": row.target, "text": text}
     if isinstance(outcome, Rejected):
         return shown | {"parsed": None, "rejected": outcome.reason.value, "detail": outcome.detail, "mse_norm": None}
     errors = [(value - row.target[key]) / task.span for key, value in zip(task.keys, outcome.values, strict=True)]

@@ -26,6 +26,7 @@ from ppe_lora.student.checkpoints import cut_history, newest_checkpoint, step_of
 from ppe_lora.student.collate import Collator, PackedCollator, PaddedCollator, packs_exactly
 from ppe_lora.student.evaluate import EncodedSplit, encode_split
 from ppe_lora.student.load import attach_lora, load_base, trainable_parameters
+from ppe_lora.student.measured import peak_memory_bytes, rows_per_s
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 from ppe_lora.student.trainer import PpeTrainer, sft_config
@@ -163,6 +164,8 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
         "train_rows_too_long": train_split.too_long,
         "valid_rows_too_long": valid_split.too_long,
         "trainable_parameters": trainable_parameters(model),
+        "rows_per_s": rows_per_s(run_dir, recipe.train.rows_per_step),
+        "peak_memory_bytes": peak_memory_bytes(state.device),
         "tokenizer": tokenizer.fingerprint(),
     }
 

@@ -1,0 +1,177 @@
+"""Is the second better than the first, by how much, and is that sure? Two evaluations of the same rows.
+
+N rows, K keys, M statistics. Every metric here is a mean over rows, so that its difference is a mean of paired
+differences: what a row is hard for, it is hard for on both sides, and only what is left over counts as noise.
+
+A rejected answer counts as the worst admissible one: per key the end of the range that is farther from the target, as
+in `mse_norm_strict`. Leaving such rows out would let a model win by not answering what is hard.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppe_lora.errors import MetricError
+from ppe_lora.evaluation.metrics import Matrix
+from ppe_lora.tasks.scores import ScoresTask
+
+CONFIDENCE = 0.95
+_RESAMPLES = 4999
+_BATCH = 100
+"""Resamples held in memory at a time."""
+_TIE = 1e-12
+
+Column = NDArray[np.float64]
+
+
+class Difference(NamedTuple):
+    """Two means over the same rows, and what is known of their difference."""
+
+    first: float
+    second: float
+    difference: float
+    """Second minus first."""
+    low: float
+    """Lower end of the 95 % interval of the difference."""
+    high: float
+    p: float
+    """Share of the coin flips, each exchanging the two sides of about half of the rows, that make the means differ at
+    least as much: a permutation test, two-sided."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the rows show that there is a difference: the interval excludes zero, and p is below 0.05."""
+        return (self.low > 0 or self.high < 0) and self.p < 1 - CONFIDENCE
+
+
+class Tally(NamedTuple):
+    """Rows on which the second has the smaller error, the same, the larger."""
+
+    wins: int
+    ties: int
+    losses: int
+
+
+def row_scores(predicted_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> dict[str, Column]:
+    """Per metric, overall and per key (`mse_norm/<key>`), one number per row, whose mean is the metric.
+
+    The row's part of r2 is 1 - its squared error over the variance of the targets of these rows; keys whose targets
+    do not vary have none.
+
+    Args:
+        predicted_NK: Answers in task units; rows of NaN are rejected answers.
+        target_NK: Targets, same order.
+        task: Keys and range.
+
+    Raises:
+        MetricError: No rows, or shapes that differ.
+    """
+    if predicted_NK.shape != target_NK.shape or not predicted_NK.size:
+        raise MetricError(f"comparison: expected equal shapes with rows; got {predicted_NK.shape}, {target_NK.shape}")
+    farthest_NK = np.where(target_NK - task.low > task.high - target_NK, task.low, task.high)
+    error_NK = np.abs(np.where(np.isnan(predicted_NK), farthest_NK, predicted_NK) - target_NK)
+    unit_NK = error_NK / task.span
+    variance_K = target_NK.var(axis=0)
+    varies_K = variance_K > 0
+    by_metric = {
+        "mse_norm": unit_NK**2,
+        "mae_raw": error_NK,
+        "within_tolerance@5": (unit_NK <= 0.05 + 1e-9).astype(float),
+        "r2": 1 - error_NK**2 / np.where(varies_K, variance_K, np.nan),
+    }
+    if not varies_K.any():
+        del by_metric["r2"]
+    scores = {name: np.nanmean(score_NK, axis=1) for name, score_NK in by_metric.items()}
+    for index, key in enumerate(task.keys):
+        scores |= {f"{name}/{key}": score_NK[:, index] for name, score_NK in by_metric.items()}
+    return {name: column for name, column in scores.items() if not np.isnan(column).any()}
+
+
+def differences(first_NM: Matrix, second_NM: Matrix, resamples: int = _RESAMPLES) -> list[Difference]:
+    """Compare M row scores of two sides.
+
+    The interval is scipy's percentile bootstrap over rows, at the level that makes up for the bootstrap's too small
+    spread in small samples (Hesterberg 2015, "expanded percentile interval"): without it 50 rows cover 93 to 94 %.
+    BCa covered less on squared errors. The p-value is scipy's paired permutation test.
+
+    Args:
+        first_NM: One row per row of data, one column per statistic.
+        second_NM: The same rows, in the same order.
+        resamples: Of each kind.
+
+    Raises:
+        MetricError: Fewer than two rows, or shapes that differ.
+    """
+    from scipy.stats import bootstrap, permutation_test  # half a second to import
+
+    if first_NM.shape != second_NM.shape or len(first_NM) < 2:
+        raise MetricError(f"comparison: expected two or more rows on both sides; got {first_NM.shape}, "
+                          f"{second_NM.shape}")  # fmt: skip
+    change_NM = second_NM - first_NM
+    rows = len(change_NM)
+    interval = bootstrap(
+        (change_NM,), np.mean, axis=0, n_resamples=resamples, batch=_BATCH, confidence_level=_expanded_level(rows),
+        method="percentile", rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+
+    def signed_mean(sign_BN: Matrix, axis: int) -> Matrix:
+        return np.moveaxis(sign_BN, axis, -1) @ change_NM / rows
+
+    # One vector of signs serves all statistics: exchanging the sides of a row is changing the sign of its differences.
+    permuted = permutation_test(
+        (np.ones(rows),), signed_mean, permutation_type="samples", vectorized=True, n_resamples=resamples,
+        batch=_BATCH, rng=np.random.default_rng(1),
+    )  # fmt: skip
+    columns = (first_NM.mean(axis=0), second_NM.mean(axis=0), change_NM.mean(axis=0), interval.low, interval.high)
+    return [Difference(*map(float, one)) for one in zip(*columns, permuted.pvalue, strict=True)]
+
+
+def adjusted(found: Sequence[Difference]) -> list[Difference]:
+    """The same differences with p-values for their number (Benjamini and Hochberg 1995, by scipy).
+
+    Of ten pairs of equally good runs, one pair or more has a p below 0.05 in about a quarter of all sweeps. Adjusted,
+    where no pair differs, it is in one sweep of twenty that anything is claimed.
+    """
+    from scipy.stats import false_discovery_control
+
+    p_values = false_discovery_control([one.p for one in found]) if found else ()
+    return [one._replace(p=float(p)) for one, p in zip(found, p_values, strict=True)]
+
+
+def compare_scores(first: dict[str, Column], second: dict[str, Column]) -> dict[str, Difference]:
+    """`differences` of every metric that both sides have, by name.
+
+    Raises:
+        MetricError: Fewer than two rows, or sides of different length.
+    """
+    names = [name for name in first if name in second]
+    first_NM, second_NM = (np.stack([side[name] for name in names], axis=1) for side in (first, second))
+    return dict(zip(names, differences(first_NM, second_NM), strict=True))
+
+
+def tally(first_N: Column, second_N: Column) -> Tally:
+    """Count the rows by which side has the smaller error; errors that differ by rounding only are ties."""
+    change_N = second_N - first_N
+    return Tally(int((change_N < -_TIE).sum()), int((np.abs(change_N) <= _TIE).sum()), int((change_N > _TIE).sum()))
+
+
+def length_thirds(lengths: Sequence[int], languages: Sequence[str]) -> list[str]:
+    """For each row, in which third of its own language's lengths it is: a Japanese request says as much in fewer
+    characters. Equal lengths share a third."""
+    length_N, language_N = np.array(lengths), np.array(languages)
+    thirds = np.empty(len(length_N), dtype=object)
+    for language in np.unique(language_N):
+        own = language_N == language
+        short, long = np.quantile(length_N[own], [1 / 3, 2 / 3])
+        thirds[own] = np.where(
+            length_N[own] <= short, "shortest third", np.where(length_N[own] <= long, "middle third", "longest third")
+        )
+    return [str(third) for third in thirds]
+
+
+def _expanded_level(rows: int) -> float:
+    from scipy.stats import norm, t
+
+    return float(1 - 2 * norm.cdf(np.sqrt(rows / (rows - 1)) * t.ppf((1 - CONFIDENCE) / 2, rows - 1)))

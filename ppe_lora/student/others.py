@@ -1,0 +1,64 @@
+"""A run's test rows decoded by something else than the run: by its base model alone, or by another adapter."""
+
+from pathlib import Path
+
+from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest
+from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
+from ppe_lora.errors import RunError
+from ppe_lora.evaluation.metrics import METRIC_VERSION
+from ppe_lora.recipe import Recipe
+from ppe_lora.student.base import resolve_base
+from ppe_lora.student.collate import packs_exactly
+from ppe_lora.student.evaluate import encode_split, evaluate_student, write_evaluation
+from ppe_lora.student.load import StudentModel, load_adapter, load_base
+from ppe_lora.student.processes import processes
+from ppe_lora.student.tokenizer import load_tokenizer
+from ppe_lora.student.trie import build_trie
+
+
+def evaluate_other(recipe: Recipe, data_dir: Path, run_dir: Path, adapter: Path | None, folder: Path) -> None:
+    """Decode and score a run's test rows, as the run's own evaluation did, or find that up to date.
+
+    Args:
+        recipe: The run's recipe.
+        data_dir: Its data set.
+        run_dir: The run, whose test rows have been decoded.
+        adapter: Another adapter of the same base model; None is the base model as it is, told by the instruction only.
+        folder: Where the evaluation goes.
+
+    Raises:
+        RunError: The data set's test rows are no longer those that the run was evaluated on.
+        DataError: The test rows are missing or broken.
+        ModelError: The adapter does not fit the base model.
+    """
+    test_path = split_path(data_dir, "test")
+    train_rows, rows = (read_rows(split_path(data_dir, split), recipe.task) for split in ("train", "test"))
+    inputs = {
+        "adapter": hash_file(adapter / "adapter_model.safetensors") if adapter else None,
+        "student": recipe.student.model_dump(mode="json"),
+        "slots": recipe.train.objective.slots,
+        "test_rows": hash_file(test_path),
+        "evaluate": recipe.evaluate.model_dump(mode="json"),
+        "metric_version": METRIC_VERSION,
+    }
+    if read_json(run_dir / "test" / "manifest.json")["inputs"]["test_rows"] != inputs["test_rows"]:
+        raise RunError(
+            f"{test_path}: expected the rows that {run_dir} was evaluated on; got others; build that data set again, "
+            "or evaluate the run again"
+        )
+    if is_current(folder, inputs):
+        return
+    state = processes()
+    base = resolve_base(recipe.student)
+    tokenizer = load_tokenizer(base)
+    bare = load_base(recipe.student, base, state.device)
+    model: StudentModel = load_adapter(bare, adapter) if adapter else bare
+    split = encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens)
+    packs = packs_exactly(model, split.encoded, tokenizer.pad_id)
+    trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots) if packs else None
+    train_NK = targets_matrix(train_rows, recipe.task)
+    result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie)
+    if state.is_main_process:
+        write_evaluation(folder, result)
+        write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device))
+    state.wait_for_everyone()

@@ -30,18 +30,18 @@ from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 from ppe_lora.student.trainer import PpeTrainer, sft_config
 from ppe_lora.student.trie import ScoreTrie, build_trie
 
-_HARMLESS_ON_RESUME = ("export.", "train.checkpoint_minutes", "train.keep_checkpoints")
+_HARMLESS_ON_RESUME = ("export.", "track.", "train.checkpoint_minutes", "train.keep_checkpoints")
 
 
 def train_inputs(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
-    """Everything that decides a training: the recipe but its export, and the data by content.
+    """Everything that decides a training: the recipe but its export and tracking, and the data by content.
 
     Raises:
         DataError: The data set has not been built.
     """
     if not (data_dir / "manifest.json").is_file():
         raise DataError(f"{data_dir}: no finished data set; make it with `ppe-lora data build RECIPE`")
-    decisive = recipe.model_dump(mode="json", exclude={"export": True, "name": True, "data": True})
+    decisive = recipe.model_dump(mode="json", exclude={"export": True, "name": True, "data": True, "track": True})
     for harmless in ("checkpoint_minutes", "keep_checkpoints"):
         del decisive["train"][harmless]
     version = read_json(data_dir / "manifest.json")["dataset_version"]

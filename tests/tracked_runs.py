@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 
 from ppe_lora.artifacts import write_json, write_manifest, write_text
-from ppe_lora.corpus.rows import SPLITS, Row, row_id, split_path, write_rows
+from ppe_lora.corpus.rows import SPLITS, Row, row_id, split_path, targets_matrix, write_rows
 from ppe_lora.evaluation.metrics import error_metrics, latency_metrics, renamed, score
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.load import dump_recipe
-from ppe_lora.corpus.rows import targets_matrix
 
 STEPS_PER_EPOCH = 4
 ROWS = {"train": 8, "valid": 3, "test": 4}
@@ -84,12 +83,14 @@ class WrittenRun:
 
     def _evaluate(self, folder: Path, split: str, more: dict[str, float]) -> None:
         task, rows = self.recipe.task, self.rows[split]
-        texts = ['{"a":%d,"b":%d}' % (row.target["a"] + 10, row.target["b"]) for row in rows]
+        texts = [f'{{"a":{row.target["a"] + 10},"b":{row.target["b"]}}}' for row in rows]
         texts[-1] = "no answer"
         outcomes = [task.parse(text) for text in texts]
         target_NK = targets_matrix(rows, task)
         mean_NK = target_NK + 2.0
-        means = {renamed(name, "posterior_mean"): value for name, value in error_metrics(mean_NK, target_NK, task).items()}
+        means = {
+            renamed(name, "posterior_mean"): value for name, value in error_metrics(mean_NK, target_NK, task).items()
+        }
         metrics = score(outcomes, target_NK, task) | means | latency_metrics([10.0, 20.0])
         metrics |= {"valid_loss": 0.7, "train_mean_mse_norm": 0.09, **more}
         predictions = [
@@ -103,7 +104,7 @@ class WrittenRun:
                 "rejected": "not JSON" if text == "no answer" else None,
                 "mse_norm": None if text == "no answer" else 0.005,
                 "posterior_mean": {key: value + 2 for key, value in row.target.items()},
-                "posterior_sd": {key: 3.0 for key in row.target},
+                "posterior_sd": dict.fromkeys(row.target, 3.0),
             }
             for row, text in zip(rows, texts, strict=True)
         ]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ppe_lora.section import Section, Share
+from ppe_lora.section import Section
 
 TrackMode = Literal["auto", "online", "offline"]
 
@@ -22,8 +22,9 @@ class WeaveTrack(Section):
 
     project: str = Field(pattern=r"^[^/\s]+/[^/\s]+$")
     """`entity/project`: written before any server is asked, so the entity has to be said."""
-    rate: Share = 1.0
-    """Share of the rows that are traced. It is the same rows in every epoch and run, so evaluations compare."""
+    rate: float = Field(default=1.0, gt=0, le=1)
+    """Share of the rows that are traced, at least one. It is the same rows in every epoch and run, so evaluations
+    compare."""
 
 
 class Track(Section):

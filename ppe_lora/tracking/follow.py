@@ -35,7 +35,7 @@ class Tracker(Protocol):
         ...
 
     def finish(self) -> None:
-        """Return when everything that was handed over has arrived, or raise."""
+        """Close; return when everything that was handed over has arrived, or raise."""
         ...
 
 
@@ -43,6 +43,7 @@ def follow(place: Place, make: Callable[[], Tracker], ended: threading.Event) ->
     """Keep a tracker up to date until the run's process ends; 0 when everything has arrived."""
     while True:
         last = ended.is_set()
+        tracker = None
         try:
             tracker = make()
             while not (last := ended.is_set()):
@@ -55,9 +56,12 @@ def follow(place: Place, make: Callable[[], Tracker], ended: threading.Event) ->
         except Exception as error:  # whatever a tracker's library raises must not end the following
             traceback.print_exc()
             write_text(place.problem, _in_words(error) + "\n")
-            if last:
-                return 1
-            ended.wait(RETRY_S)
+        if tracker is not None:
+            with contextlib.suppress(Exception):
+                tracker.finish()  # what it did take, it may still send
+        if last:
+            return 1
+        ended.wait(RETRY_S)
 
 
 def main(arguments: list[str]) -> int:

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-from ppe_lora.artifacts import read_json
+from ppe_lora.artifacts import read_json, write_text
 from ppe_lora.console import console
+from ppe_lora.errors import RunError
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.track import Track
 
@@ -28,6 +31,11 @@ class Place(NamedTuple):
         return self.run_dir / "tracking"
 
     @property
+    def run_id(self) -> Path:
+        """The run's name in every tracker."""
+        return self.folder / "run_id"
+
+    @property
     def log(self) -> Path:
         """What the process and the tracker's library print."""
         return self.folder / f"{self.tracker}.log"
@@ -42,7 +50,7 @@ class Place(NamedTuple):
         """Why the last try did not send everything; absent when it did."""
         return self.folder / f"{self.tracker}.problem"
 
-    def read_ledger(self) -> dict[str, object]:
+    def read_ledger(self) -> dict[str, Any]:
         """The ledger; empty for a run that was never tracked."""
         return dict(read_json(self.ledger)) if self.ledger.is_file() else {}
 
@@ -88,10 +96,27 @@ def trackers(track: Track) -> list[str]:
     return [name for name in TITLES if getattr(track, name) is not None]
 
 
+def is_online(track: Track, has_key: Callable[[], bool]) -> bool:
+    """Whether to send now, or to write files for later. Offline, nobody is asked for a key.
+
+    Raises:
+        RunError: The mode is online, but there is no key.
+    """
+    told = {"auto": os.environ.get("WANDB_MODE")}.get(track.mode, track.mode)
+    if told not in ("online", None):
+        return False
+    if told == "online" and not has_key():
+        raise RunError("no W&B key: set WANDB_API_KEY, or run `wandb login`")
+    return told == "online" or has_key()
+
+
 def launch(place: Place, data_dir: Path, track: Track) -> subprocess.Popen[bytes]:
     """Start the process that follows a run for one tracker."""
     place.folder.mkdir(parents=True, exist_ok=True)
     place.problem.unlink(missing_ok=True)
+    if not place.run_id.is_file():
+        # An agent of a W&B sweep names the runs itself.
+        write_text(place.run_id, os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12])
     command = [sys.executable, "-P", "-m", "ppe_lora.tracking.follow", place.tracker]
     paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     with place.log.open("ab") as log:

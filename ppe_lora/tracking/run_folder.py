@@ -74,6 +74,11 @@ class RunFolder:
                     )
                 break
 
+    @property
+    def run_id(self) -> str:
+        """Names the run in every tracker, however often it is resumed; given when the run is first tracked."""
+        return (self.run_dir / "tracking" / "run_id").read_text(encoding="utf-8").strip()
+
     @cached_property
     def rows(self) -> dict[SplitName, dict[str, Row]]:
         """The rows of every split by id."""
@@ -137,7 +142,10 @@ class RunFolder:
     def data_files(self) -> Files:
         """The data set: what the run was made from."""
         paths = [split_path(self.data_dir, split) for split in SPLITS]
-        metadata = {"dataset_version": self.dataset_version, "rows": {name: len(ids) for name, ids in self.rows.items()}}
+        metadata = {
+            "dataset_version": self.dataset_version,
+            "rows": {name: len(ids) for name, ids in self.rows.items()},
+        }
         return Files(self.recipe.data.name, "dataset", {path.name: path for path in paths}, metadata)
 
     def made_files(self) -> list[Files]:

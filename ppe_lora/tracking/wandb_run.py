@@ -6,18 +6,16 @@ the run folder: it is written anew from the first step each time, so it is alway
 
 import os
 import shutil
-import uuid
 
 import wandb
 
 from ppe_lora.artifacts import hash_json, write_json
-from ppe_lora.errors import RunError
 from ppe_lora.recipe.track import Track
-from ppe_lora.tracking.follower import Place
+from ppe_lora.tracking.follower import Place, is_online
 from ppe_lora.tracking.run_folder import Files, RunFolder
 
 INIT_S = 60
-FINISH_S = 240
+FINISH_S = 120
 """Longest wait for the server to have everything; below the follower's own limit, so that the reason is told."""
 _EPOCH_METRICS = ("eval/*", "valid/*", "train/epoch_loss")
 
@@ -26,26 +24,26 @@ class WandbRun:
     """Sends a run folder to W&B, or writes its `.wandb` file."""
 
     def __init__(self, folder: RunFolder, place: Place, track: Track) -> None:
-        """Take the run's id from an earlier start, or give it one.
+        """Look for a key, and at what earlier starts have sent.
 
         Raises:
             RunError: The mode is online, but there is no key.
         """
         assert track.wandb is not None, "the tracker is started for recipes that turn it on"
         self.folder, self.place, self.settings = folder, place, track.wandb
-        self.online = _is_online(track)
+        self.online = is_online(track, lambda: wandb.login(prompt=False, verify=False))
         ledger = place.read_ledger()
-        self.run_id = str(ledger.get("run_id") or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12])
         self._sent = (ledger.get("sent"), ledger.get("online") or not self.online)
-        write_json(place.ledger, ledger | {"run_id": self.run_id})
         self._run: wandb.Run | None = None
         self._step = 0
         self._logged: dict[str, str] = {}
+        self._shown: str | None = None
 
     def update(self) -> None:
         """Log the steps, figures and files that are new; opens the run when there are any."""
+        stamp = self._stamp()
         if self._run is None:
-            if self._sent == (self._stamp(), True):
+            if self._sent == (stamp, True):
                 return
             self._run = self._open()
             self._step = self._run.starting_step - 1 if self.online else 0
@@ -54,20 +52,18 @@ class WandbRun:
                 self._run.log(values, step=step)
                 self._step = step
         self._run.summary.update(self.folder.summary())
-        for files in self.folder.made_files():
-            if self._logged.get(files.name) != files.stamp:
-                self._run.log_artifact(_artifact(files))
-                self._logged[files.name] = files.stamp
+        self._log_files(self._run)
+        self._shown = stamp
 
     def finish(self) -> None:
         """Close the run and wait until the server has everything."""
         if self._run is None:
             return
-        stamp = self._stamp()
         self._run.finish()
-        write_json(self.place.ledger, {"run_id": self.run_id, "sent": stamp, "online": self.online})
-        if self.online:
-            shutil.rmtree(self.place.folder / "wandb", ignore_errors=True)  # the server has it
+        if self._shown is not None:
+            write_json(self.place.ledger, {"sent": self._shown, "online": self.online})
+            if self.online:
+                shutil.rmtree(self.place.folder / "wandb", ignore_errors=True)  # the server has it
 
     def _open(self) -> wandb.Run:
         written = self.place.folder / "wandb"
@@ -76,7 +72,7 @@ class WandbRun:
         run = wandb.init(
             project=self.settings.project,
             entity=self.settings.entity,
-            id=self.run_id,
+            id=self.folder.run_id,
             name=self.folder.recipe.name,
             config=self.folder.config,
             dir=self.place.folder,
@@ -98,27 +94,25 @@ class WandbRun:
         run.define_metric("epoch", hidden=True)
         for name in _EPOCH_METRICS:
             run.define_metric(name, step_metric="epoch")
-        data = _artifact(self.folder.data_files())
-        # wandb cannot use artifacts offline; there, the data set is logged beside what was made from it.
-        if self.online:
-            run.use_artifact(data)
-        else:
-            run.log_artifact(data)
         return run
+
+    def _log_files(self, run: wandb.Run) -> None:
+        for files in (self.folder.data_files(), *self.folder.made_files()):
+            if self._logged.get(files.name) == files.stamp:
+                continue
+            # What the run was made from is an input of it. wandb cannot say so offline, where it is logged beside the
+            # rest.
+            if files.kind == "dataset" and self.online:
+                run.use_artifact(_artifact(files))
+            else:
+                run.log_artifact(_artifact(files))
+            self._logged[files.name] = files.stamp
 
     def _stamp(self) -> str:
         """Changes whenever the run folder has something new for the tracker."""
         folder = self.folder
         made = {files.name: files.stamp for files in folder.made_files()}
         return hash_json([folder.config, folder.data_files().stamp, folder.history(), folder.summary(), made])
-
-
-def _is_online(track: Track) -> bool:
-    has_key = wandb.login(prompt=False, verify=False)
-    if track.mode == "online" and not has_key:
-        raise RunError("no W&B key: set WANDB_API_KEY, or run `wandb login`")
-    told = os.environ.get("WANDB_MODE")
-    return track.mode == "online" or (track.mode == "auto" and (told == "online" or (told is None and has_key)))
 
 
 def _artifact(files: Files) -> wandb.Artifact:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,9 @@ from ppe_lora.tracking.run_folder import RunFolder
 
 POLL_S = 2.0
 RETRY_S = 60.0
-FINISH_S = 300.0
-"""Longest time for sending the rest after the run's end; then the process ends itself and its children."""
+FINISH_S = 1800.0
+"""Longest time for sending the rest after the run's end: an adapter of hundreds of megabytes over a slow line. Then the
+process ends itself and its children."""
 
 
 class Tracker(Protocol):
@@ -48,6 +50,7 @@ def follow(place: Place, make: Callable[[], Tracker], ended: threading.Event) ->
             tracker = make()
             while not (last := ended.is_set()):
                 tracker.update()
+                place.problem.unlink(missing_ok=True)
                 ended.wait(POLL_S)
             tracker.update()
             tracker.finish()
@@ -72,7 +75,11 @@ def main(arguments: list[str]) -> int:
     ended = threading.Event()
     threading.Thread(target=_watch_life_line, args=(place, ended), daemon=True).start()
     with (place.folder / f"{tracker}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier follower may still be sending
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            write_text(place.problem, "another process is still sending this run\n")
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
         def make() -> Tracker:
             folder = RunFolder(load_recipe(place.run_dir / "config.yaml"), Path(data), place.run_dir)
@@ -90,10 +97,9 @@ def main(arguments: list[str]) -> int:
 def _watch_life_line(place: Place, ended: threading.Event) -> None:
     sys.stdin.buffer.read()
     ended.set()
-    alarm = threading.Event()
-    alarm.wait(FINISH_S)
+    time.sleep(FINISH_S)
     with contextlib.suppress(OSError):
-        write_text(place.problem, f"the rest was not sent within {FINISH_S:.0f} s\n")
+        write_text(place.problem, f"the rest was not sent within {FINISH_S / 60:.0f} minutes\n")
     os.killpg(0, signal.SIGKILL)  # the session is this process's own: only it and the tracker's helpers are in it
 
 

@@ -1,5 +1,6 @@
 """The pipeline's side of tracking: start a process per tracker that follows the run folder, and never wait for it."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+
+from rich.markup import escape
 
 from ppe_lora.artifacts import read_json, write_text
 from ppe_lora.console import console
@@ -71,7 +74,10 @@ class Followers:
         if self._running or os.environ.get("RANK", "0") != "0" or os.environ.get("WANDB_MODE") == "disabled":
             return
         for tracker in trackers(self.track):
-            self._running[tracker] = launch(Place(self.run_dir, tracker), self.data_dir, self.track)
+            try:
+                self._running[tracker] = launch(Place(self.run_dir, tracker), self.data_dir, self.track)
+            except OSError as error:  # no memory for a process, say: no reason to lose a training
+                self._warn(tracker, str(error))
 
     def __enter__(self) -> Self:
         return self
@@ -83,12 +89,14 @@ class Followers:
         for tracker, process in self._running.items():
             if process.stdin is not None:
                 process.stdin.close()
-            problem = Place(self.run_dir, tracker).problem
-            if problem.is_file():
-                console.print(
-                    f"[yellow]warning:[/yellow] {TITLES[tracker]}: {problem.read_text(encoding='utf-8').strip()}. "
-                    f"Everything is in {self.run_dir}; `ppe-lora track sync {self.run_dir}` sends it later"
-                )
+            with contextlib.suppress(FileNotFoundError):
+                self._warn(tracker, Place(self.run_dir, tracker).problem.read_text(encoding="utf-8").strip())
+
+    def _warn(self, tracker: str, problem: str) -> None:
+        console.print(
+            f"[yellow]warning:[/yellow] {TITLES[tracker]}: {escape(problem)}. Everything is in {self.run_dir}; "
+            f"`ppe-lora track sync {self.run_dir}` sends it later"
+        )
 
 
 def trackers(track: Track) -> list[str]:

@@ -15,7 +15,7 @@ from ppe_lora.tracking.follower import Place, is_online
 from ppe_lora.tracking.run_folder import Files, RunFolder
 
 INIT_S = 60
-FINISH_S = 120
+FINISH_S = 1500
 """Longest wait for the server to have everything; below the follower's own limit, so that the reason is told."""
 _EPOCH_METRICS = ("eval/*", "valid/*", "train/epoch_loss")
 

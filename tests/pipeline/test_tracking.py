@@ -118,12 +118,12 @@ def offline(speaker, tmp_path_factory) -> Path:
         assert sum(watch.waited_s) < LONGEST_WAIT_S
         assert len(watch.processes) == len(TRACKERS)
         for process in watch.processes:
-            assert process.wait(timeout=60) == 0, [Place(RUN, name).log.read_text() for name in TRACKERS]
+            assert process.wait(timeout=200) == 0, [Place(RUN, name).log.read_text() for name in TRACKERS]
     return folder
 
 
 @pytest.mark.parametrize("how", ["refuses", "hangs", "500"])
-def test_a_broken_tracker_costs_training_less_than_a_second(here, offline, monkeypatch, how):
+def test_a_broken_tracker_costs_training_less_than_a_second(here, offline, monkeypatch, capsys, how):
     """A tracker that refuses, hangs or fails has stopped or slowed many a training over night."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
@@ -131,6 +131,7 @@ def test_a_broken_tracker_costs_training_less_than_a_second(here, offline, monke
         monkeypatch.setenv("WANDB_BASE_URL", url)
         monkeypatch.setenv("WF_TRACE_SERVER_URL", url)
         assert ppe_lora(monkeypatch, "train", "run.yaml") == 0
+        assert capsys.readouterr().out.count("warning: W&B") <= 1
         print(f"{how}: waited {sum(watch.waited_s):.4f} s for trackers")
         assert len(watch.processes) == len(TRACKERS)
         assert sum(watch.waited_s) < LONGEST_WAIT_S

@@ -111,8 +111,9 @@ class WandbRun:
     def _stamp(self) -> str:
         """Changes whenever the run folder has something new for the tracker."""
         folder = self.folder
-        made = {files.name: files.stamp for files in folder.made_files()}
-        return hash_json([folder.config, folder.data_files().stamp, folder.history(), folder.summary(), made])
+        made = {files.name: files.stamp for files in (folder.data_files(), *folder.made_files())}
+        where = self.settings.model_dump()
+        return hash_json([where, folder.config, folder.history(), folder.summary(), made])
 
 
 def _artifact(files: Files) -> wandb.Artifact:

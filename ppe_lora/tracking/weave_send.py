@@ -42,14 +42,18 @@ def send(log: Path, project: str) -> None:
         server.set_auth(credentials)
     entity, name = project.split("/")
     server.ensure_project_exists(entity, name)
-    progress = log.with_suffix(".arrived")
+    progress = progress_of(log)
     arrived = int(progress.read_text(encoding="utf-8")) if progress.is_file() else 0
     calls = itertools.islice(_calls(log, server), arrived, None)
     while batch := list(itertools.islice(calls, BATCH_CALLS)):
         server.calls_complete({"batch": batch})
         arrived += len(batch)
         write_text(progress, str(arrived))
-    progress.unlink(missing_ok=True)
+
+
+def progress_of(log: Path) -> Path:
+    """Where the number of a log's calls that have arrived is kept."""
+    return log.with_suffix(".arrived")
 
 
 def _calls(log: Path, server: RemoteHTTPTraceServer) -> Iterator[dict[str, Any]]:

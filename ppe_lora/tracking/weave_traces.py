@@ -1,7 +1,7 @@
 """A run's evaluations in Weave: written to its write-ahead log first, always, and sent from there.
 
 An evaluation is written whole or not at all: to a staging folder, then renamed to `tracking/weave/<label>-<hash>.jsonl`
-where it waits to be sent. What was sent is in the ledger, by the hash of its predictions.
+where it waits to be sent. What was sent is in the ledger, by that name: the hash is of predictions and settings.
 """
 
 import shutil
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from weave.wandb_interface.context import get_wandb_auth_context
 
-from ppe_lora.artifacts import hash_file, write_json
+from ppe_lora.artifacts import hash_file, hash_json, write_json
 from ppe_lora.recipe.track import Track
 from ppe_lora.tracking.follower import Place, is_online
 from ppe_lora.tracking.run_folder import EvaluatedRows, RunFolder
 from ppe_lora.tracking.weave_evaluation import write_evaluation
-from ppe_lora.tracking.weave_send import send
+from ppe_lora.tracking.weave_send import progress_of, send
 
 
 class WeaveTraces:
@@ -34,7 +34,8 @@ class WeaveTraces:
     def update(self) -> None:
         """Write the evaluations that are new, and send what waits."""
         for evaluation in self.folder.evaluations():
-            path = self.waiting / f"{evaluation.label}-{hash_file(evaluation.predictions)}.jsonl"
+            content = hash_json([hash_file(evaluation.predictions), self.settings.model_dump()])
+            path = self.waiting / f"{evaluation.label}-{content}.jsonl"
             if not path.exists() and path.stem not in self._sent():
                 self._write(evaluation, path)
         if not self.online:
@@ -44,6 +45,7 @@ class WeaveTraces:
                 send(path, self.settings.project)
                 write_json(self.place.ledger, {"sent": [*self._sent(), path.stem]})
             path.unlink()
+            progress_of(path).unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Nothing is under way: `update` returns when the server has answered."""

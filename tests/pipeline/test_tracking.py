@@ -15,6 +15,9 @@ from typing import NamedTuple
 import pytest
 
 from ppe_lora import cli, pipeline
+from ppe_lora.recipe import load_recipe
+from ppe_lora.recipe.load import differing_keys
+from ppe_lora.student.training import train_inputs
 from ppe_lora.tracking.follower import Followers, Place
 from tests.runs import make_data, make_recipe
 from tests.tracker_server import broken_server, trace_server, wait_for
@@ -188,6 +191,14 @@ def test_a_resumed_run_is_tracked_as_one_run(speaker, tmp_path):
     assert steps_of(tmp_path) == list(range(1, STEPS + 1))
     (path,) = (tmp_path / RUN).rglob("*.wandb")
     assert set(read_wandb_file(path).run_ids) == {run_id}
+
+
+def test_turning_tracking_on_is_no_other_training(here):
+    """A resume with tracking turned on must not be refused as another experiment."""
+    tracked = load_recipe(Path("run.yaml"))
+    untracked = load_recipe(Path("run.yaml"), ["track={}"])
+    assert train_inputs(tracked, Path("data/d")) == train_inputs(untracked, Path("data/d"))
+    assert all(key.startswith("track.") for key in differing_keys(tracked, untracked))
 
 
 MISTAKES = {

@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make and look at training data.")
 app.add_typer(data_app, name="data")
+track_app = typer.Typer(no_args_is_help=True, help="Show runs in W&B and Weave.")
+app.add_typer(track_app, name="track")
 
 RecipePath = Annotated[Path, typer.Argument(help="Recipe file, for example recipes/demo.yaml.")]
 Overrides = Annotated[
@@ -280,6 +282,22 @@ def demo(fresh: Fresh = False) -> None:
     from ppe_lora.recipe import load_recipe
 
     pipeline.run(load_recipe(Path("recipes/demo.yaml")), fresh=fresh)
+
+
+@track_app.command("sync")
+def track_sync(
+    run: Annotated[Path, typer.Argument(help="Run folder, for example checkpoints/demo.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Overrides, for example track.wandb.project=ppe for a run that tracked nothing.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Send what W&B and Weave do not have yet of a run: tracked offline, interrupted, or not tracked at all."""
+    from ppe_lora import pipeline
+
+    pipeline.sync_tracking(run, overrides or ())
 
 
 @app.command()

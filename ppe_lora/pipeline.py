@@ -11,7 +11,8 @@
 Over several runs: `sweep` runs a folder of recipes and writes their leaderboard, `compare` tells two runs apart.
 
 A stage's folder has a `manifest.json`, written last: without it the output is unfinished and made again (training is
-resumed). torch is imported inside the stages that need it.
+resumed). W&B and Weave are fed from the run folder, by processes of their own. torch is imported inside the stages
+that need it.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ppe_lora.corpus.rows import Row
     from ppe_lora.corpus.teachers.llm.fetch import Plan
     from ppe_lora.serving.settings import Settings
+    from ppe_lora.tracking.follower import Followers
 
 
 def data_dir(recipe: Recipe) -> Path:
@@ -191,16 +193,28 @@ def _duration(seconds: float) -> str:
 
 def train(recipe: Recipe, *, resume: bool = False, fresh: bool = False) -> None:
     """Train the student and select its best epoch (see `ppe_lora.student.training.train`)."""
+    with _followers(recipe) as followers:
+        _train(recipe, followers, resume=resume, fresh=fresh)
+
+
+def _train(recipe: Recipe, followers: "Followers", *, resume: bool, fresh: bool) -> None:
     from ppe_lora.student import training
 
-    training.train(recipe, data_dir(recipe), run_dir(recipe), resume=resume, fresh=fresh)
+    # Followers start when the run folder is there, and not before --fresh has deleted an earlier one.
+    training.train(recipe, data_dir(recipe), run_dir(recipe), resume=resume, fresh=fresh, on_start=followers.start)
 
 
 def evaluate(recipe: Recipe) -> None:
     """Decode the test rows with the selected adapter, once."""
+    with _followers(recipe) as followers:
+        _evaluate(recipe, followers)
+
+
+def _evaluate(recipe: Recipe, followers: "Followers") -> None:
     from ppe_lora.student.test_rows import evaluate_test_rows
 
     evaluate_test_rows(recipe, data_dir(recipe), run_dir(recipe))
+    followers.start()
 
 
 def baselines(recipe: Recipe) -> None:
@@ -233,9 +247,15 @@ def baselines(recipe: Recipe) -> None:
 
 def export(recipe: Recipe) -> None:
     """Merge the selected adapter, reload the result without our code, and compare the answers."""
+    with _followers(recipe) as followers:
+        _export(recipe, followers)
+
+
+def _export(recipe: Recipe, followers: "Followers") -> None:
     from ppe_lora.export.stage import export_run
 
     export_run(recipe, data_dir(recipe), run_dir(recipe))
+    followers.start()
 
 
 def serve(sources: Sequence[str], settings: "Settings") -> None:
@@ -268,10 +288,35 @@ def _report(recipe: Recipe, folder: Path) -> None:
 def run(recipe: Recipe, *, fresh: bool = False) -> None:
     """All stages. What is complete and unchanged is skipped; an unfinished training is resumed."""
     build_data(recipe)
-    train(recipe, resume=True, fresh=fresh)
-    evaluate(recipe)
-    export(recipe)
-    _report(recipe, run_dir(recipe))
+    with _followers(recipe) as followers:
+        _train(recipe, followers, resume=True, fresh=fresh)
+        _evaluate(recipe, followers)
+        _export(recipe, followers)
+        _report(recipe, run_dir(recipe))
+
+
+def _followers(recipe: Recipe) -> "Followers":
+    """The processes that show the run to W&B and Weave, if the recipe says so."""
+    from ppe_lora.tracking.follower import Followers
+
+    return Followers(recipe, data_dir(recipe), run_dir(recipe))
+
+
+def sync_tracking(run: Path, overrides: Sequence[str]) -> None:
+    """Send what W&B and Weave lack of a run, and wait for it (see `ppe_lora.tracking.sync`).
+
+    Raises:
+        RunError: There is no such run, it tracks nothing, or something could not be sent.
+    """
+    from ppe_lora.errors import RunError
+    from ppe_lora.recipe import load_recipe
+    from ppe_lora.tracking.sync import sync
+
+    if not (run / "config.yaml").is_file():
+        raise RunError(f"{run}: expected a run folder such as checkpoints/demo; got no config.yaml in it")
+    recipe = load_recipe(run / "config.yaml", overrides)
+    for line in sync(recipe, data_dir(recipe), run):
+        console.print(line, markup=False)
 
 
 def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: str, out: Path | None) -> None:

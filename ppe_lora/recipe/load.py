@@ -67,7 +67,13 @@ def dump_recipe(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-NOT_DECISIVE = ("export.", "train.checkpoint_minutes", "train.keep_checkpoints", "evaluate.latency_limit_ms")
+NOT_DECISIVE = (
+    "export.",
+    "track.",
+    "train.checkpoint_minutes",
+    "train.keep_checkpoints",
+    "evaluate.latency_limit_ms",
+)
 """Beginnings of the keys that may change while a training goes on: they decide none of its results."""
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ppe_lora.recipe.teachers import LlmTeacher, ScriptedTeacher, Teacher
+from ppe_lora.recipe.track import Track
 from ppe_lora.section import Count, Section, Share, Weight
 from ppe_lora.tasks.scores import Language, ScoresTask
 
@@ -325,6 +326,7 @@ class Recipe(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+    track: Track = Track()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,14 @@ from ppe_lora.tasks.scores import ScoresTask
 
 
 def train_inputs(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
-    """Everything that decides a training: the recipe but its export, and the data by content.
+    """Everything that decides a training: the recipe but its export and tracking, and the data by content.
 
     Raises:
         DataError: The data set has not been built.
     """
     if not (data_dir / "manifest.json").is_file():
         raise DataError(f"{data_dir}: no finished data set; make it with `ppe-lora data build RECIPE`")
-    decisive = recipe.model_dump(mode="json", exclude={"export": True, "name": True, "data": True})
+    decisive = recipe.model_dump(mode="json", exclude={"export": True, "name": True, "data": True, "track": True})
     for harmless in ("checkpoint_minutes", "keep_checkpoints"):
         del decisive["train"][harmless]
     del decisive["evaluate"]["latency_limit_ms"]
@@ -50,7 +51,15 @@ def train_inputs(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
     return {"recipe": decisive, "dataset_version": version, "metric_version": METRIC_VERSION}
 
 
-def train(recipe: Recipe, data_dir: Path, run_dir: Path, *, resume: bool = False, fresh: bool = False) -> None:
+def train(
+    recipe: Recipe,
+    data_dir: Path,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    on_start: Callable[[], None] = lambda: None,
+) -> None:
     """Train, evaluate every epoch, and select: the run folder is complete when this returns.
 
     Args:
@@ -59,6 +68,7 @@ def train(recipe: Recipe, data_dir: Path, run_dir: Path, *, resume: bool = False
         run_dir: The run folder; it is created.
         resume: Continue an unfinished run from its newest whole checkpoint (from the start if there is none yet).
         fresh: Delete an earlier run of that name first.
+        on_start: Called once the run folder is there, also for a run that is already complete.
 
     Raises:
         RunError: The folder holds another run, or cannot be written.
@@ -71,10 +81,12 @@ def train(recipe: Recipe, data_dir: Path, run_dir: Path, *, resume: bool = False
     if is_current(run_dir, inputs) and not fresh:
         if state.is_main_process:
             console.print(f"{run_dir}: training is complete and unchanged")
+        on_start()
         return
     if state.is_main_process:
         _prepare_folder(recipe, inputs, run_dir, resume=resume, fresh=fresh)
     state.wait_for_everyone()
+    on_start()
     started = time.monotonic()
     trained = _run(recipe, data_dir, run_dir)
     best = select_epoch(epoch_metrics(run_dir), recipe.evaluate.gate, recipe.evaluate.read_out)

@@ -1,0 +1,116 @@
+"""The process that follows a run folder for one tracker: `python -m ppe_lora.tracking.follow TRACKER RUN DATA TRACK`.
+
+Nobody waits for it. A tracker that refuses, hangs or fails is tried again while the run goes on, and once more at its
+end; what could not be sent stays on disk.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from ppe_lora.artifacts import write_text
+from ppe_lora.recipe import load_recipe
+from ppe_lora.recipe.track import Track
+from ppe_lora.tracking.follower import Place
+from ppe_lora.tracking.run_folder import RunFolder
+
+POLL_S = 2.0
+RETRY_S = 60.0
+FINISH_S = 1800.0
+"""Longest time for sending the rest after the run's end: an adapter of hundreds of megabytes over a slow line. Then the
+process ends itself and its children."""
+
+
+class Tracker(Protocol):
+    """Where a run is shown."""
+
+    def update(self) -> None:
+        """Send what is new in the run folder."""
+        ...
+
+    def finish(self) -> None:
+        """Close; return when everything that was handed over has arrived, or raise."""
+        ...
+
+
+def follow(place: Place, make: Callable[[], Tracker], ended: threading.Event) -> int:
+    """Keep a tracker up to date until the run's process ends; 0 when everything has arrived."""
+    while True:
+        last = ended.is_set()
+        tracker = None
+        try:
+            tracker = make()
+            while not (last := ended.is_set()):
+                tracker.update()
+                place.problem.unlink(missing_ok=True)
+                ended.wait(POLL_S)
+            tracker.update()
+            tracker.finish()
+            place.problem.unlink(missing_ok=True)
+            return 0
+        except Exception as error:  # whatever a tracker's library raises must not end the following
+            traceback.print_exc()
+            write_text(place.problem, _in_words(error) + "\n")
+        if tracker is not None:
+            with contextlib.suppress(Exception):
+                tracker.finish()  # what it did take, it may still send
+        if last:
+            return 1
+        ended.wait(RETRY_S)
+
+
+def main(arguments: list[str]) -> int:
+    """Follow until standard input closes, then send the rest."""
+    tracker, run, data, track = arguments
+    place, settings = Place(Path(run), tracker), Track.model_validate_json(track)
+    os.nice(10)
+    ended = threading.Event()
+    threading.Thread(target=_watch_life_line, args=(place, ended), daemon=True).start()
+    with (place.folder / f"{tracker}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            write_text(place.problem, "another process is still sending this run\n")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def make() -> Tracker:
+            folder = RunFolder(load_recipe(place.run_dir / "config.yaml"), Path(data), place.run_dir)
+            if tracker == "wandb":
+                from ppe_lora.tracking.wandb_run import WandbRun
+
+                return WandbRun(folder, place, settings)
+            from ppe_lora.tracking.weave_traces import WeaveTraces
+
+            return WeaveTraces(folder, place, settings)
+
+        return follow(place, make, ended)
+
+
+def _watch_life_line(place: Place, ended: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    ended.set()
+    time.sleep(FINISH_S)
+    with contextlib.suppress(OSError):
+        write_text(place.problem, f"the rest was not sent within {FINISH_S / 60:.0f} minutes\n")
+    os.killpg(0, signal.SIGKILL)  # the session is this process's own: only it and the tracker's helpers are in it
+
+
+def _in_words(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 300 else text[:297] + "..."
+
+
+if __name__ == "__main__":
+    # Trackers leave threads and exit hooks behind that wait for their servers.
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

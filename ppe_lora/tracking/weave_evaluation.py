@@ -1,0 +1,133 @@
+"""One evaluation as Weave calls: an Evaluation with our scores, and in it a trace per request."""
+
+import datetime
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import weave
+from weave.durability import wal_manager
+from weave.evaluation.eval_imperative import EvaluationLogger
+from weave.trace.context.weave_client_context import set_weave_client_global
+from weave.trace.settings import UserSettings, parse_and_apply_settings
+from weave.trace.weave_client import WeaveClient
+from weave.trace_server_bindings.remote_http_trace_server import RemoteHTTPTraceServer
+
+from ppe_lora.evaluation.metrics import error_metrics, score
+from ppe_lora.recipe.track import WeaveTrack
+from ppe_lora.tasks.scores import ScoresTask
+from ppe_lora.tracking.run_folder import EvaluatedRows, RunFolder, read_predictions
+
+OP = "ppe_lora.answer_request"
+_ERRORS = ("mse_norm", "mse_raw", "mae_raw", "within_tolerance@5")
+
+
+def write_evaluation(folder: RunFolder, evaluation: EvaluatedRows, settings: WeaveTrack, staging: Path) -> Path:
+    """Write an evaluation to a new write-ahead log below `staging`; asks no server.
+
+    Returns:
+        The log: one JSON record per line.
+    """
+    predictions = traced_rows(read_predictions(evaluation), settings.rate)
+    client = _offline_client(settings.project, staging)
+    try:
+        _log(client, folder, evaluation, predictions)
+    finally:
+        client.finish(use_progress_bar=False)  # waits for its threads, then closes the log
+        set_weave_client_global(None)
+    (written,) = staging.rglob("*.jsonl")
+    return written
+
+
+def traced_rows(predictions: list[dict[str, Any]], rate: float) -> list[dict[str, Any]]:
+    """The share of rows to trace, at least one: drawn by their ids, so it is the same rows in every evaluation."""
+    return [row for row in predictions if _draw(row) < rate] or [min(predictions, key=_draw)]
+
+
+def _draw(row: dict[str, Any]) -> float:
+    return int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:8], "big") / 2**64
+
+
+def trace_output(prediction: dict[str, Any], task: ScoresTask) -> dict[str, Any]:
+    """What one answered request shows: the answer, the target, how far off it is.
+
+    `error.per_dim` is answer minus target by key in task units, `error.mse` their mean square; both are null for a
+    rejected answer. `latency_ms` is null for a request that was decoded in a batch and not timed.
+    """
+    parsed, target = prediction["parsed"], prediction["target"]
+    per_dim = None if parsed is None else {key: parsed[key] - target[key] for key in task.keys}
+    shown = {name: prediction[name] for name in ("posterior_mean", "posterior_sd") if name in prediction}
+    return {
+        "model": {"output_raw": prediction["text"], "output_parsed": parsed, **shown},
+        "target": {"vector": target},
+        "error": {
+            "per_dim": per_dim,
+            "mse": None if per_dim is None else float(np.mean(np.square(list(per_dim.values())))),
+        },
+        "latency_ms": prediction.get("latency_ms"),
+    }
+
+
+def row_scores(prediction: dict[str, Any], task: ScoresTask) -> dict[str, dict[str, Any]]:
+    """One row's scores by scorer: `format` of the free text, `greedy` errors, and `posterior_mean` errors."""
+    target_1K = np.array([[prediction["target"][key] for key in task.keys]], dtype=float)
+    greedy = score([task.parse(prediction["text"])], target_1K, task)
+    scores: dict[str, dict[str, Any]] = {
+        "format": {name: greedy[f"{name}_rate"] == 1.0 for name in ("json_valid", "schema_valid")},
+    }
+    if "mse_norm" in greedy:
+        scores["greedy"] = {name: greedy[name] for name in _ERRORS}
+    if "posterior_mean" in prediction:
+        mean_1K = np.array([[prediction["posterior_mean"][key] for key in task.keys]], dtype=float)
+        errors = error_metrics(mean_1K, target_1K, task)
+        scores["posterior_mean"] = {name: errors[name] for name in _ERRORS}
+    return scores
+
+
+def _offline_client(project: str, staging: Path) -> WeaveClient:
+    parse_and_apply_settings(
+        UserSettings(
+            enable_wal=True,
+            disable_wal_sender=True,
+            print_call_link=False,
+            implicitly_patch_integrations=False,
+            capture_client_info=False,
+            capture_system_info=False,
+            client_parallelism=0,  # records in the order of the calls
+        )
+    )
+    # The SDK has no setting for it, and its own place is shared by all runs.
+    wal_manager.WAL_ROOT = str(staging)  # type: ignore[attr-defined]
+    entity, name = project.split("/")
+    client = WeaveClient(entity, name, RemoteHTTPTraceServer("http://127.0.0.1:9"), ensure_project_exists=False)
+    set_weave_client_global(client)
+    return client
+
+
+def _log(client: WeaveClient, folder: RunFolder, evaluation: EvaluatedRows, predictions: list[dict[str, Any]]) -> None:
+    recipe, task = folder.recipe, folder.recipe.task
+    rows = folder.rows[evaluation.split]
+    data = {"split": evaluation.split, "dataset_version": folder.dataset_version}
+    origin = {"model_id": evaluation.model_id, "run_id": folder.run_id}
+    model = {"name": recipe.name, **origin, "student_model": recipe.student.model, "rank": recipe.student.lora.rank}
+    table = [{"id": row["id"], "request_text": row["request"], "target": row["target"]} for row in predictions]
+    ended_at = datetime.datetime.fromtimestamp(evaluation.predictions.stat().st_mtime, tz=datetime.UTC)
+    # Scores are kept on the rows: as calls of their own they would need feedback, which the log has not. The
+    # evaluation's own attributes say nothing of the run: equal evaluations of several models can then be compared.
+    logger = EvaluationLogger(
+        name=f"{recipe.name} {evaluation.label}", model=model, dataset=table, eval_attributes=data, trace_scores=False
+    )
+    for prediction in predictions:
+        about = {**data, **origin, "scenario": list(rows[prediction["id"]].scenario)}
+        inputs = {"request_text": prediction["request"], "target": prediction["target"]}
+        with weave.attributes(about), logger.log_prediction(inputs=inputs, output=prediction["parsed"]) as logged:
+            for scorer, scores in row_scores(prediction, task).items():
+                logged.log_score(scorer, scores)
+            output = trace_output(prediction, task)
+            call = client.create_call(
+                OP, {"input": {"request_text": prediction["request"]}}, logged.predict_call, about, use_stack=False,
+                started_at=ended_at - datetime.timedelta(milliseconds=output["latency_ms"] or 0),
+            )  # fmt: skip
+            client.finish_call(call, output=output, ended_at=ended_at)
+    logger.log_summary(dict(evaluation.metrics))

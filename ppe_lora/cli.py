@@ -160,11 +160,23 @@ def baselines(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def export(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Merge the selected adapter into plain weights and prove that they answer the same."""
+    """Merge the selected adapter into plain weights and prove that they answer the same; quantize them if wanted."""
     from ppe_lora import pipeline
     from ppe_lora.recipe import load_recipe
 
     pipeline.export(load_recipe(recipe, overrides or ()))
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="An export, for example checkpoints/demo/merged.")],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub.", metavar="OWNER/NAME")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see a new repository.")] = False,
+) -> None:
+    """Upload an export whose files are those that were proven; HF_TOKEN says who you are."""
+    from ppe_lora import pipeline
+
+    pipeline.push(folder, repository, private=not public)
 
 
 @app.command()

@@ -3,7 +3,8 @@
     data      recipe, source or teacher  ->  data/<data.name>/              train, valid and test rows
     train     data, base model           ->  checkpoints/<name>/            every epoch decoded; best/ selected
     evaluate  best/, test rows           ->  checkpoints/<name>/test/       decoded once, at the end
-    export    best/, base model          ->  checkpoints/<name>/merged/     plain weights, reloaded and compared
+    export    best/, base model          ->  checkpoints/<name>/merged/     plain weights, reloaded and compared;
+                                             .../adapter/, .../quantized/   the adapter alone; smaller weights if wanted
     summary   all of the above           ->  checkpoints/<name>/summary.md
 
 A stage's folder has a `manifest.json`, written last: without it the output is unfinished and made again (training is
@@ -229,6 +230,13 @@ def export(recipe: Recipe) -> None:
     from ppe_lora.export.stage import export_run
 
     export_run(recipe, data_dir(recipe), run_dir(recipe))
+
+
+def push(folder: Path, repository: str, *, private: bool) -> None:
+    """Upload an export folder to the Hugging Face Hub (see `ppe_lora.export.hub.push_folder`)."""
+    from ppe_lora.export.hub import push_folder
+
+    console.print(f"{folder} is at {push_folder(folder, repository, private=private)}")
 
 
 def summarize(recipe: Recipe) -> None:

@@ -290,12 +290,17 @@ class Evaluate(Section):
 
 
 class Export(Section):
-    """Merged weights for serving."""
+    """Weights for serving: merged, the adapter alone, and smaller ones if wanted."""
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the merged weights; auto is the type the base model is stored in."""
     verify_rows: Count = 100
     """Validation rows decoded by the reloaded model to prove that it answers as the adapter did."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """Smaller weights beside the merged ones, by bitsandbytes: int8 is about half of bfloat16's size, nf4 a third."""
+    max_loss: Weight = 0.05
+    """Largest share by which the mse_norm of the served read-out may rise in quantizing, on the validation rows that
+    prove the merge; a model that loses more is not kept."""
 
 
 class Recipe(Section):

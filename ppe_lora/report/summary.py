@@ -44,6 +44,7 @@ def write_summary(recipe: Recipe, data_dir: Path, run_dir: Path) -> str:
         f"Student: `{recipe.student.model}`, LoRA rank {recipe.student.lora.rank}, "
         f"{run['trainable_parameters']:,} trainable parameters, quantization {recipe.student.quantization}.",
         f"Export: {merged['verdict']}",
+        *_quantized(run_dir),
         "",
         "To reproduce: the resolved recipe is `config.yaml`; packages and git revision are in `manifest.json`.",
     ]
@@ -99,6 +100,11 @@ def _epoch_table(run_dir: Path, run: dict[str, Any]) -> list[str]:
         shown = " | ".join(_number(metrics.get(name)) for name in names)
         lines.append(f"| {int(metrics['epoch'])} | {shown} | {selected} |")
     return lines
+
+
+def _quantized(run_dir: Path) -> list[str]:
+    path = run_dir / "quantized" / "manifest.json"
+    return [f"Quantized: {read_json(path)['verdict']}"] if path.is_file() else []
 
 
 def _number(value: float | None) -> str:

@@ -168,6 +168,23 @@ def export(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def prove(
+    recipe: RecipePath,
+    export: Annotated[str, typer.Argument(help="merged or adapter (served by vLLM), gguf (by llama.cpp), or onnx.")],
+    overrides: Overrides = None,
+    url: Annotated[
+        str | None, typer.Option(help="The running server, such as http://127.0.0.1:8000; onnx runs in Node instead.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The name it serves the model by; else the start script's.")] = None,
+) -> None:
+    """Ask a served export the requests of its certificate, and enter there how it answers."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.prove(load_recipe(recipe, overrides or ()), export, url, model)
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="An export, for example checkpoints/demo/merged.")],
     repository: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub.", metavar="OWNER/NAME")],

@@ -5,6 +5,7 @@
     evaluate  best/, test rows           ->  checkpoints/<name>/test/       decoded once, at the end
     export    best/, base model          ->  checkpoints/<name>/merged/     plain weights, reloaded and compared;
                                              .../adapter/, .../quantized/   the adapter alone; smaller weights if wanted
+                                             .../vllm/, gguf/, onnx/        what serving engines want, if named
     summary   all of the above           ->  checkpoints/<name>/summary.md
 
 A stage's folder has a `manifest.json`, written last: without it the output is unfinished and made again (training is
@@ -226,10 +227,24 @@ def baselines(recipe: Recipe) -> None:
 
 
 def export(recipe: Recipe) -> None:
-    """Merge the selected adapter, reload the result without our code, and compare the answers."""
+    """Merge the selected adapter, reload the result without our code, compare the answers; write what engines want."""
+    from ppe_lora.export.engines import export_for_engines
     from ppe_lora.export.stage import export_run
 
     export_run(recipe, data_dir(recipe), run_dir(recipe))
+    export_for_engines(recipe, run_dir(recipe))
+
+
+def prove(recipe: Recipe, export: str, url: str | None, model: str | None) -> None:
+    """Hold a served export against its certificate, and print the verdict (see `ppe_lora.export.served`).
+
+    Raises:
+        RunError: There is no such export, or `url` is missing or has no place.
+        EngineError: The engine cannot be reached, or does not answer as asked.
+    """
+    from ppe_lora.export.proof import prove_export
+
+    console.print(prove_export(recipe, run_dir(recipe), export, url, model))
 
 
 def push(folder: Path, repository: str, *, private: bool) -> None:

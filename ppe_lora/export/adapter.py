@@ -52,8 +52,7 @@ def write_adapter(recipe: Recipe, base: Path, best: Path, folder: Path) -> None:
     }
     write_json(folder / "adapter_config.json", config)
     rank = recipe.student.lora.rank
-    offered = next((one for one in _VLLM_RANKS if one >= rank), rank)
-    vllm = f"`vllm serve {name} --enable-lora --max-lora-rank {offered} --lora-modules {recipe.name}=FOLDER`"
+    vllm = f"`vllm serve {name} --enable-lora --max-lora-rank {vllm_rank(rank)} --lora-modules {recipe.name}=FOLDER`"
     card = _CARD.substitute(
         front_matter=front_matter(recipe, "adapter", "peft"),
         name=recipe.name,
@@ -63,6 +62,11 @@ def write_adapter(recipe: Recipe, base: Path, best: Path, folder: Path) -> None:
         vllm="does not load DoRA; serve the merged model" if recipe.student.lora.dora else vllm,
     )
     write_text(folder / "README.md", card)
+
+
+def vllm_rank(rank: int) -> int:
+    """The smallest `--max-lora-rank` of vLLM that takes an adapter of this rank."""
+    return next((one for one in _VLLM_RANKS if one >= rank), rank)
 
 
 def base_reference(student: Student, base: Path) -> tuple[str, str | None]:

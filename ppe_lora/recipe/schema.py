@@ -11,6 +11,8 @@ from ppe_lora.tasks.scores import Language, ScoresTask
 Style = Literal["polite", "casual", "short", "long"]
 SplitName = Literal["train", "valid", "test"]
 ReadOut = Literal["greedy", "posterior_mean"]
+Engine = Literal["vllm", "gguf", "onnx"]
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -301,6 +303,11 @@ class Export(Section):
     max_loss: Weight = 0.05
     """Largest share by which the mse_norm of the served read-out may rise in quantizing, on the validation rows that
     prove the merge; a model that loses more is not kept."""
+    engines: tuple[Engine, ...] = ()
+    """What serving engines want, each in a folder of its own: start scripts and a client for vLLM, GGUF files for
+    llama.cpp and Ollama (their converter: `make llama-cpp`), an ONNX file for Node and the browser."""
+    gguf_types: tuple[GgufType, ...] = Field(default=("q8_0", "f16"), min_length=1)
+    """Types of GGUF files, the one to serve first: f16 is half of float32's size, q8_0 a quarter, q4_k_m a seventh."""
 
 
 class Recipe(Section):

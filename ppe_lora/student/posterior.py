@@ -18,17 +18,27 @@ def leaf_log_probs(logits_SMV: torch.Tensor, key_S: torch.Tensor, trie: ScoreTri
         key_S: Which key of the task each slot belongs to: the terminator depends on it.
         trie: The trie of the task and tokenizer.
     """
-    device = logits_SMV.device
-    choice_SMC = _choice_logits(logits_SMV, key_S, trie).log_softmax(-1)
-    step_SVD = choice_SMC[:, trie.step_choice.to(device), trie.step_child.to(device)]
+    return path_log_probs(_choice_logits(logits_SMV, key_S, trie), trie)
+
+
+def path_log_probs(choice_SMC: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
+    """`leaf_log_probs` of logits read at the legal tokens only, (S, M, C), -inf where there is none. A constant added
+    to all logits of a choice changes nothing, so log-probabilities over any wider set of tokens do as well."""
+    device = choice_SMC.device
+    step_SVD = choice_SMC.log_softmax(-1)[:, trie.step_choice.to(device), trie.step_child.to(device)]
     return step_SVD.masked_fill(~trie.steps.to(device), 0.0).sum(-1)
 
 
 def greedy_leaf(logits_SMV: torch.Tensor, key_S: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
     """The value that greedy decoding among the legal tokens writes, as its index, shape (S,). Not always the most
     probable value: a token at a time, it takes the likeliest beginning. Arguments as in `leaf_log_probs`."""
-    device = logits_SMV.device
-    best_SM = _choice_logits(logits_SMV, key_S, trie).argmax(-1)
+    return greedy_path(_choice_logits(logits_SMV, key_S, trie), trie)
+
+
+def greedy_path(choice_SMC: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
+    """`greedy_leaf` of logits read at the legal tokens only, as in `path_log_probs`."""
+    device = choice_SMC.device
+    best_SM = choice_SMC.argmax(-1)
     taken_SVD = best_SM[:, trie.step_choice.to(device)] == trie.step_child.to(device)
     return (taken_SVD | ~trie.steps.to(device)).all(-1).int().argmax(-1)
 

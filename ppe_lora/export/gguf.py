@@ -79,7 +79,7 @@ def write_gguf(recipe: Recipe, merged: Path, tokenizer: StudentTokenizer, folder
     instructions: dict[str, str] = {language: task.instruction_text(language) for language in task.instruction}
     for kind in types:
         weights = f"{recipe.name}-{kind}.gguf"
-        _convert(tools, merged, folder / weights, kind)
+        convert(tools, merged, folder / weights, kind)
         write_text(folder / f"Modelfile-{kind}", write_modelfile(weights, template, instructions, stop, limit))
     write_text(folder / "answer.gbnf", answer_gbnf(task) + "\n")
     context = recipe.student.max_tokens + limit
@@ -87,7 +87,12 @@ def write_gguf(recipe: Recipe, merged: Path, tokenizer: StudentTokenizer, folder
     write_client(folder, "client.py", task, f"{recipe.name}-{types[0]}", limit, {"grammar": answer_gbnf(task)})
 
 
-def _convert(tools: Tools, merged: Path, out: Path, kind: str) -> None:
+def convert(tools: Tools, merged: Path, out: Path, kind: str) -> None:
+    """Write one GGUF of a model folder.
+
+    Raises:
+        EngineError: The converter or the quantizer fails; the message holds the last lines it printed.
+    """
     if kind in _CONVERTER_TYPES:
         _run("llama.cpp's converter", [tools.python, tools.converter, merged, "--outfile", out, "--outtype", kind])
         return

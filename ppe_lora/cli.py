@@ -162,7 +162,7 @@ def baselines(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def export(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Merge the selected adapter into plain weights and prove that they answer the same."""
+    """Merge the selected adapter into plain weights and prove that they answer the same; quantize them if wanted."""
     from ppe_lora import pipeline
     from ppe_lora.recipe import load_recipe
 
@@ -178,6 +178,35 @@ def report(
     from ppe_lora import pipeline
 
     pipeline.report(run, overrides or ())
+
+
+@app.command()
+def prove(
+    recipe: RecipePath,
+    export: Annotated[str, typer.Argument(help="merged or adapter (served by vLLM), gguf (by llama.cpp), or onnx.")],
+    overrides: Overrides = None,
+    url: Annotated[
+        str | None, typer.Option(help="The running server, such as http://127.0.0.1:8000; onnx runs in Node instead.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The name it serves the model by; else the start script's.")] = None,
+) -> None:
+    """Ask a served export the requests of its certificate, and enter there how it answers."""
+    from ppe_lora import pipeline
+    from ppe_lora.recipe import load_recipe
+
+    pipeline.prove(load_recipe(recipe, overrides or ()), export, url, model)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="An export, for example checkpoints/demo/merged.")],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub.", metavar="OWNER/NAME")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see a new repository.")] = False,
+) -> None:
+    """Upload an export whose files are those that were proven; HF_TOKEN says who you are."""
+    from ppe_lora import pipeline
+
+    pipeline.push(folder, repository, private=not public)
 
 
 @app.command()

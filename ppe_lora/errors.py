@@ -33,5 +33,9 @@ class ServeError(PpeError):
     """A server cannot be started as asked."""
 
 
+class EngineError(PpeError):
+    """A serving engine or its tools are missing, cannot be reached, or do not answer as asked."""
+
+
 class Interrupted(PpeError):
     """Work stopped on a signal; what was done is saved, and the message says how to go on."""

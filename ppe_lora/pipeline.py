@@ -3,7 +3,9 @@
     data      recipe, source or teacher  ->  data/<data.name>/              train, valid and test rows
     train     data, base model           ->  checkpoints/<name>/            every epoch decoded; best/ selected
     evaluate  best/, test rows           ->  checkpoints/<name>/test/       decoded once, at the end
-    export    best/, base model          ->  checkpoints/<name>/merged/     plain weights, reloaded and compared
+    export    best/, base model          ->  checkpoints/<name>/merged/     plain weights, reloaded and compared;
+                                             .../adapter/, .../quantized/   the adapter alone; smaller weights if wanted
+                                             .../vllm/, gguf/, onnx/        what serving engines want, if named
     report    all of the above           ->  checkpoints/<name>/            report.html and summary.md
 
 `serve` answers requests over HTTP with what a run has made.
@@ -246,16 +248,37 @@ def baselines(recipe: Recipe) -> None:
 
 
 def export(recipe: Recipe) -> None:
-    """Merge the selected adapter, reload the result without our code, and compare the answers."""
+    """Merge the selected adapter, reload the result without our code, compare the answers; write what engines want."""
     with _followers(recipe) as followers:
         _export(recipe, followers)
 
 
 def _export(recipe: Recipe, followers: "Followers") -> None:
+    from ppe_lora.export.engines import export_for_engines
     from ppe_lora.export.stage import export_run
 
     export_run(recipe, data_dir(recipe), run_dir(recipe))
+    export_for_engines(recipe, run_dir(recipe))
     followers.start()
+
+
+def prove(recipe: Recipe, export: str, url: str | None, model: str | None) -> None:
+    """Hold a served export against its certificate, and print the verdict (see `ppe_lora.export.served`).
+
+    Raises:
+        RunError: There is no such export, or `url` is missing or has no place.
+        EngineError: The engine cannot be reached, or does not answer as asked.
+    """
+    from ppe_lora.export.proof import prove_export
+
+    console.print(prove_export(recipe, run_dir(recipe), export, url, model))
+
+
+def push(folder: Path, repository: str, *, private: bool) -> None:
+    """Upload an export folder to the Hugging Face Hub (see `ppe_lora.export.hub.push_folder`)."""
+    from ppe_lora.export.hub import push_folder
+
+    console.print(f"{folder} is at {push_folder(folder, repository, private=private)}")
 
 
 def serve(sources: Sequence[str], settings: "Settings") -> None:

@@ -4,12 +4,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 from ppe_lora.artifacts import write_text
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.load import dump_recipe
 from ppe_lora.recipe.schema import GenerateSource, ImportSource
+from ppe_lora.student.base import SMOLLM2, SMOLLM2_REPOSITORY
 from ppe_lora.tasks.scores import Language
 
 # As their repositories state it. Anything else is "other", and the card sends the reader to the base model's page.
@@ -21,7 +22,6 @@ _BASE_LICENSES = {
     "mistralai/Ministral-3-8B-Instruct-2512-BF16": "apache-2.0",
     "mistralai/Mistral-Small-3.2-24B-Instruct-2506": "apache-2.0",
 }
-_REPOSITORIES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 _CARD = Template("""\
 ---
@@ -36,7 +36,7 @@ Reads a request in a person's own words and answers with $count numbers as compa
 $example
 ```
 
-Each is from $low to $high. Fine-tuned with LoRA (rank $rank, alpha $alpha$variants) from `$base`, then merged.
+Each is from $low to $high. Fine-tuned with LoRA (rank $rank, alpha $alpha$variants) from `$base`, then $made.
 
 ## Use
 
@@ -75,7 +75,11 @@ them too.
 
 
 def write_model_card(
-    folder: Path, recipe: Recipe, facts: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]]
+    folder: Path,
+    recipe: Recipe,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, Mapping[str, float]],
+    made: str = "merged",
 ) -> Path:
     """Write `README.md` of an exported model.
 
@@ -85,6 +89,7 @@ def write_model_card(
         facts: What else a reader wants to know, from the manifests: dataset_version, epoch, rows, packages, ...
         metrics: Split name (valid, test, valid (merged), ...) to metric name to value. A metric missing from a split
             is left empty.
+        made: What became of base and adapter: "merged", or "merged and quantized ...".
 
     Returns:
         The card's path.
@@ -92,9 +97,9 @@ def write_model_card(
     task = recipe.task
     middle = task.round((task.low + task.high) / 2)
     lora = recipe.student.lora
-    base = _REPOSITORIES.get(recipe.student.model, recipe.student.model)
+    base = _base_name(recipe)
     text = _CARD.substitute(
-        front_matter=_front_matter(recipe, base),
+        front_matter=front_matter(recipe, "finetune", "transformers"),
         name=recipe.name,
         count=len(task.keys),
         example=task.render(dict.fromkeys(task.keys, middle)),
@@ -104,6 +109,7 @@ def write_model_card(
         alpha=f"{lora.alpha:g}",
         variants=(", rsLoRA" if lora.rslora else "") + (", DoRA" if lora.dora else ""),
         base=base,
+        made=made,
         instructions="\n>\n".join(f"> {lang}: {task.instruction_text(lang)}" for lang in _languages(recipe)),
         metrics=_metrics_table(metrics),
         data=_describe_data(recipe),
@@ -116,11 +122,12 @@ def write_model_card(
     return path
 
 
-def _front_matter(recipe: Recipe, base: str) -> str:
+def front_matter(recipe: Recipe, relation: Literal["finetune", "adapter"], library: str) -> str:
+    """The YAML at the head of a card, by which the Hub finds and shows a model."""
     fields: dict[str, Any] = {
-        "base_model": base,
-        "base_model_relation": "finetune",
-        "library_name": "transformers",
+        "base_model": _base_name(recipe),
+        "base_model_relation": relation,
+        "library_name": library,
         "pipeline_tag": "text-generation",
         "language": _languages(recipe),
         "license": _license(recipe.student.model),
@@ -128,6 +135,10 @@ def _front_matter(recipe: Recipe, base: str) -> str:
     }
     # JSON scalars and lists are YAML, quoted
     return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items())
+
+
+def _base_name(recipe: Recipe) -> str:
+    return SMOLLM2_REPOSITORY if recipe.student.model == SMOLLM2 else recipe.student.model
 
 
 def _languages(recipe: Recipe) -> list[Language]:

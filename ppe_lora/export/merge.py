@@ -1,5 +1,10 @@
-"""Merge an adapter into its unquantized base: whole weights that plain transformers and serving engines load."""
+"""Merge an adapter into its unquantized base: whole weights that plain transformers and serving engines load.
 
+The model is never in memory. Each file of the base is read once, a block of rows at a time; a block is merged in
+float32, cast, and appended to the merged file.
+"""
+
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -8,17 +13,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
-from ppe_lora.artifacts import hash_file, hash_json, write_manifest
+from ppe_lora.artifacts import hash_file, hash_json, write_json, write_manifest
 from ppe_lora.errors import ModelError
+from ppe_lora.export.model_files import write_config
+from ppe_lora.export.plan import DTYPES, MergePlan, PlannedTensor, plan_merge
 from ppe_lora.student.base import weight_files
 from ppe_lora.student.tokenizer_files import save_tokenizer_files
+
+_BLOCK_BYTES = 4 << 20
+"""Of a block in float32: small enough to stay in a processor's cache between the steps."""
 
 
 class MergeReport(NamedTuple):
@@ -55,132 +60,55 @@ def merge_adapter(
     out: Path,
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     *,
+    inputs: Mapping[str, Any] | None = None,
     save_tokenizer: Callable[[Path], None] | None = None,
     finish: Callable[[Path, MergeReport], Mapping[str, Any]] | None = None,
 ) -> MergeReport:
     """Write `base + scale * B @ A` as an ordinary model folder, whole or not at all.
 
     Always merges into the unquantized base, also for an adapter trained on a quantized one: merging in 4 bits would
-    round the adapter away. The base is held in its stored type and one layer at a time is merged in float32 and then
-    cast, so memory is that of the base plus one layer, and the result is rounded once.
+    round the adapter away. Memory is that of a block of rows and of one layer's A and B, whatever the model's size,
+    and the result is rounded once.
 
     Args:
         base_folder: Unquantized base model (config.json and safetensors).
         adapter_folder: PEFT LoRA adapter; its scale, rsLoRA and DoRA settings are read from it.
         out: The folder to write; an earlier one is replaced when the new one is whole.
         dtype: Type of the merged weights; `auto` is the type the base is stored in.
+        inputs: What the manifest says this was made from; by default `merge_inputs` of the arguments.
         save_tokenizer: Writes the tokenizer into a folder; by default the files of the base are copied.
         finish: Called with the merged folder before it takes its final name, to prove it and to add a model card.
             What it returns goes into the manifest; what it raises leaves no `out`.
 
     Raises:
-        ModelError: A folder lacks files, the base lacks weights, or the adapter does not fit the base.
+        ModelError: A folder lacks files, the base lacks weights, the adapter does not fit the base, the merged weights
+            are not finite, or there is no room for them.
     """
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (adapter_folder / file).is_file():
-            raise ModelError(f"{adapter_folder}: expected an adapter; there is no {file} in it")
-    inputs = merge_inputs(base_folder, adapter_folder, dtype)
-    with _whole_or_nothing(out) as folder:
-        report = _merge_into(base_folder, adapter_folder, folder, dtype)
+    plan = plan_merge(base_folder, adapter_folder, dtype)
+    with whole_or_nothing(out) as folder:
+        _check_room(folder, plan)
+        write_weights(plan, adapter_folder / "adapter_model.safetensors", folder)
+        report = _report(plan)
+        write_config(base_folder, folder, None if dtype == "auto" else dtype)
+        if (base_folder / "generation_config.json").is_file():
+            shutil.copy(base_folder / "generation_config.json", folder)
         if save_tokenizer is None:
             save_tokenizer_files(base_folder, folder)
         else:
             save_tokenizer(folder)
         facts = finish(folder, report) if finish else {}
         files = sorted(path.name for path in folder.iterdir())
-        write_manifest(folder, inputs, **{"merge": report._asdict(), "files": files, **facts})
+        made_from = merge_inputs(base_folder, adapter_folder, dtype) if inputs is None else inputs
+        write_manifest(folder, made_from, **{"merge": report._asdict(), "files": files, **facts})
     return report
 
 
-def _merge_into(base_folder: Path, adapter_folder: Path, folder: Path, dtype: str) -> MergeReport:
-    """Merge and save the weights; the model's memory is free again when this returns."""
-    transformers_logging.disable_progress_bar()
-    base = _load_base(base_folder)
-    target_dtype = base.dtype if dtype == "auto" else getattr(torch, dtype)
-    wrapped = _attach(base, adapter_folder)
-    layers = {name: module for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)}
-    _refuse_tied(base, layers)
-    for layer in layers.values():
-        _merge_layer(layer, target_dtype)
-    scales = {float(scale) for layer in layers.values() for scale in layer.scaling.values()}
-    merged = wrapped.unload()
-    for parameter in merged.parameters():
-        parameter.data = parameter.data.to(target_dtype)
-    merged.save_pretrained(folder)
-    return MergeReport(
-        layers=len(layers),
-        scales=tuple(sorted(scales)),
-        dtype=str(target_dtype).removeprefix("torch."),
-        parameters=sum(parameter.numel() for parameter in merged.parameters()),
-    )
-
-
-@torch.no_grad()
-def _merge_layer(layer: Any, dtype: torch.dtype) -> None:
-    weight = layer.get_base_layer().weight
-    weight.data = weight.data.float()
-    layer.merge(safe_merge=True)  # refuses NaN and infinity
-    weight.data = weight.data.to(dtype)
-
-
-def _load_base(folder: Path) -> PreTrainedModel:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", local_files_only=True, output_loading_info=True
-    )
-    model, info = loaded
-    if getattr(model, "is_quantized", False) or model.config.to_dict().get("quantization_config"):
-        raise ModelError(f"{folder}: expected an unquantized base to merge into; its config has a quantization_config")
-    if info["missing_keys"]:
-        shown = ", ".join(sorted(info["missing_keys"])[:5])
-        raise ModelError(
-            f"{folder}: {len(info['missing_keys'])} weights are missing and would be random: {shown}; "
-            "download the base model again"
-        )
-    return model
-
-
-def _attach(base: PreTrainedModel, adapter_folder: Path) -> PeftModel:
-    try:
-        # autocast: the adapter keeps the float32 it was trained in, whatever the type of the base
-        wrapped = PeftModel.from_pretrained(base, str(adapter_folder), autocast_adapter_dtype=True)
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"{adapter_folder}: the adapter does not fit its base model: {error}") from error
-    with safe_open(adapter_folder / "adapter_model.safetensors", framework="pt") as file:
-        stored = {key for key in file.keys() if "lora_" in key}  # noqa: SIM118
-    expected = {key for key in get_peft_model_state_dict(wrapped, save_embedding_layers=False) if "lora_" in key}
-    if stored != expected:
-        odd = ", ".join(sorted(stored ^ expected)[:5])
-        raise ModelError(
-            f"{adapter_folder}: the adapter does not fit its base model: {len(stored - expected)} tensors of the file "
-            f"have no place and {len(expected - stored)} are not in the file ({odd}); merge it into the base it was "
-            "trained on"
-        )
-    return wrapped
-
-
-def _refuse_tied(base: PreTrainedModel, layers: Mapping[str, Any]) -> None:
-    """An adapter on one end of tied embeddings cannot be merged: the other end would change with it."""
-    output = base.get_output_embeddings()
-    inputs = base.get_input_embeddings()
-    ends = [layer for layer in (output, inputs) if isinstance(layer, LoraLayer)]
-    if ends and _weight(output) is _weight(inputs):
-        named = ", ".join(name for name, layer in layers.items() if layer in ends)
-        raise ModelError(
-            f"{named}: this base ties its input and output embeddings, so an adapter on one of them cannot be merged; "
-            "leave it out of student.lora.targets"
-        )
-
-
-def _weight(module: Any) -> Any:
-    return module.get_base_layer().weight if isinstance(module, LoraLayer) else module.weight
-
-
 @contextmanager
-def _whole_or_nothing(out: Path) -> Iterator[Path]:
+def whole_or_nothing(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name at the end; an exception leaves `out` as it was."""
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in out.parent.glob(f".{out.name}.*.tmp"):
-        shutil.rmtree(left)  # of a merge that was killed
+        shutil.rmtree(left)  # of an export that was killed
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
@@ -190,3 +118,99 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@torch.no_grad()
+def write_weights(plan: MergePlan, adapter_file: Path, folder: Path) -> None:
+    """Apply a plan: the merged safetensors files and, where there are several, their index.
+
+    Raises:
+        ModelError: A merged weight is infinite or not a number.
+    """
+    with safe_open(adapter_file, framework="pt") as adapter:
+        for file, tensors in plan.shards.items():
+            with safe_open(file, framework="pt") as base, (folder / file.name).open("wb") as out:
+                out.write(_header(tensors))
+                for tensor in tensors:
+                    for block in _merged_blocks(tensor, base, adapter):
+                        _check_finite(block, tensor)
+                        out.write(block.reshape(-1).view(torch.uint8).numpy().data)
+                out.flush()
+                os.fsync(out.fileno())
+    if len(plan.shards) > 1 or next(iter(plan.shards)).name != "model.safetensors":
+        index = {
+            "metadata": {"total_size": sum(tensor.n_bytes for tensor in plan.tensors)},
+            "weight_map": {tensor.name: file.name for file, tensors in plan.shards.items() for tensor in tensors},
+        }
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def _header(tensors: list[PlannedTensor]) -> bytes:
+    """The beginning of a safetensors file: the length of the JSON that follows, and the JSON.
+
+    The library writes a file from tensors that all are in memory; a merged file is written before they are.
+    """
+    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + tensor.n_bytes
+        content[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+def _merged_blocks(tensor: PlannedTensor, base: Any, adapter: Any) -> Iterator[torch.Tensor]:
+    """The merged tensor, in its final type, a block of rows at a time."""
+    dtype = DTYPES[tensor.dtype]
+    if len(tensor.shape) < 2:
+        yield base.get_tensor(tensor.name).to(dtype)
+        return
+    weight_RC = base.get_slice(tensor.name)
+    rows, *columns = tensor.shape
+    step = max(1, _BLOCK_BYTES // (4 * torch.Size(columns).numel()))
+    merge = _row_merger(tensor, adapter)
+    for start in range(0, rows, step):
+        block_RC = weight_RC[start : start + step]
+        yield merge(block_RC, start) if merge else block_RC.to(dtype)
+
+
+def _row_merger(tensor: PlannedTensor, adapter: Any) -> Callable[[torch.Tensor, int], torch.Tensor] | None:
+    """What turns rows of the base's weight, the first of them with its number, into merged ones."""
+    delta = tensor.delta
+    if delta is None:
+        return None
+    a_KC, b_RK = adapter.get_tensor(delta.a).float(), adapter.get_tensor(delta.b).float()
+    length_R = adapter.get_tensor(delta.magnitude).float() if delta.magnitude else None
+
+    def merge(block_RC: torch.Tensor, start: int) -> torch.Tensor:
+        part = slice(start, start + len(block_RC))
+        # Not addmm with alpha: PEFT rounds the product, then the scaled product, then the sum.
+        merged_RC = (b_RK[part] @ a_KC).mul_(delta.scale).add_(block_RC)
+        if length_R is not None:
+            merged_RC.mul_((length_R[part] / torch.linalg.norm(merged_RC, dim=1))[:, None])
+        return merged_RC.to(DTYPES[tensor.dtype])
+
+    return merge
+
+
+def _check_finite(block: torch.Tensor, tensor: PlannedTensor) -> None:
+    if not torch.isfinite(block).all():
+        raise ModelError(f"{tensor.name}: expected finite merged weights; got infinite ones or none at all (NaN)")
+
+
+def _check_room(folder: Path, plan: MergePlan) -> None:
+    needed = sum(tensor.n_bytes for tensor in plan.tensors)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ModelError(f"{folder.parent}: expected {needed / 1e9:.1f} GB of free disk; got {free / 1e9:.1f} GB")
+
+
+def _report(plan: MergePlan) -> MergeReport:
+    merged = [tensor for tensor in plan.tensors if tensor.delta]
+    return MergeReport(
+        layers=len(merged),
+        scales=plan.scales,
+        dtype=", ".join(sorted({str(DTYPES[tensor.dtype]).removeprefix("torch.") for tensor in merged})),
+        parameters=sum(torch.Size(tensor.shape).numel() for tensor in plan.tensors),
+    )

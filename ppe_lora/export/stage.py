@@ -1,108 +1,228 @@
-"""The export stage of a run: merge the selected adapter, reload it without our code, compare, describe."""
+"""The export stage of a run: what a server needs, and the proof that it answers as the selected adapter did.
 
+    merged/      base and adapter as plain weights, reloaded without our code
+    adapter/     the adapter alone, for engines that put LoRA on a base at run time
+    quantized/   the merged weights in 8 or 4 bits, where the recipe asks for them
+
+Each has a model card and a parity certificate. What is complete and unchanged is not made again.
+"""
+
+import importlib.metadata
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from ppe_lora.artifacts import is_current, read_json, read_jsonl
+import torch
+
+from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
 from ppe_lora.errors import ModelError, RunError
 from ppe_lora.evaluation.metrics import score
+from ppe_lora.export.adapter import write_adapter
+from ppe_lora.export.answers import Answers, answer_rows
 from ppe_lora.export.card import write_model_card
 from ppe_lora.export.contract import contract_of, write_contract
-from ppe_lora.export.merge import MergeReport, merge_adapter, merge_inputs
+from ppe_lora.export.merge import MergeReport, merge_adapter, merge_inputs, whole_or_nothing
+from ppe_lora.export.model_files import write_generation_config, write_tokenizer
+from ppe_lora.export.parity import Reading, add_entry, copy_certificate, write_certificate
+from ppe_lora.export.quantize import CALIBRATION_ROWS, check_loss, write_quantized
 from ppe_lora.export.verify import reload_and_decode
 from ppe_lora.recipe import Recipe
+from ppe_lora.recipe.schema import Student
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.decode import answer_token_limit
-from ppe_lora.student.evaluate import encode_split
+from ppe_lora.student.evaluate import EncodedSplit, encode_split
+from ppe_lora.student.head import FILE as HEAD_FILE
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
+from ppe_lora.student.tokenizer_files import save_tokenizer_files
 
 LOWEST_IDENTICAL_RATE = 0.9
 """Below this share of identical answers a float32 merge of an unquantized student is broken, not rounded."""
+PARITY_ROWS = 20
+"""Most requests of a certificate."""
+_FORMAT = 2  # of the exported folders; raise it when what is written into them changes
+
+
+class _Run(NamedTuple):
+    """A finished run and what its exports are made with."""
+
+    recipe: Recipe
+    data_dir: Path
+    folder: Path
+    base: Path
+    tokenizer: StudentTokenizer
+    device: torch.device
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best"
+
+    def rows(self, name: Literal["train", "valid"], count: int | None = None) -> EncodedSplit:
+        """The first rows of a split, by default as many as prove an export."""
+        rows = read_rows(split_path(self.data_dir, name), self.recipe.task)
+        count = count or self.recipe.export.verify_rows
+        split = encode_split(rows, self.recipe.task, self.tokenizer, self.recipe.student.max_tokens)
+        return split._replace(rows=split.rows[:count], encoded=split.encoded[:count])
+
+    def answers(self, student: Student, folder: Path, split: EncodedSplit, adapter: Path | None = None) -> Answers:
+        return answer_rows(student, folder, split, self.recipe, self.tokenizer, self.device, adapter)
 
 
 def export_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
-    """Write `merged/` of a finished run, or find it up to date. Only the first process works.
+    """Write `merged/`, `adapter/` and `quantized/` of a finished run, or find them up to date. Only the first process
+    works.
 
     Raises:
         RunError: The run is not finished.
-        ModelError: The merged model cannot be reloaded, or does not answer as the adapter did.
+        ModelError: The merged model cannot be reloaded, or does not answer as the adapter did, or the quantized one
+            loses more than the recipe allows.
     """
     if not (run_dir / "manifest.json").is_file():
         raise RunError(f"{run_dir}: the training is not finished; run `ppe-lora train RECIPE --resume`")
     state = processes()
     if state.is_main_process:
-        base, out = resolve_base(recipe.student), run_dir / "merged"
-        if is_current(out, merge_inputs(base, run_dir / "best", recipe.export.dtype)):
-            console.print(f"{out}: complete and unchanged")
-        else:
-            console.print(f"{out}: merging, then decoding {recipe.export.verify_rows} rows with plain transformers")
-            tokenizer = load_tokenizer(base)
-
-            def prove(folder: Path, report: MergeReport) -> Mapping[str, Any]:
-                return _prove(folder, report, recipe, data_dir, run_dir, tokenizer)
-
-            merge_adapter(
-                base,
-                run_dir / "best",
-                out,
-                recipe.export.dtype,
-                save_tokenizer=tokenizer.save,
-                finish=prove,
-            )
-            console.print(read_json(out / "manifest.json")["verdict"])
+        base = resolve_base(recipe.student)
+        run = _Run(recipe, data_dir, run_dir, base, load_tokenizer(base), state.device)
+        inputs = _inputs(run)
+        for name, quantize, export in (
+            ("merged", "none", _export_merged),
+            ("adapter", "none", _export_adapter),
+            ("quantized", recipe.export.quantize, _export_quantized),
+        ):
+            out = run_dir / name
+            if name == "quantized" and quantize == "none":
+                continue
+            made_from = inputs | {"export": name, "quantize": quantize}
+            if is_current(out, made_from):
+                console.print(f"{out}: complete and unchanged")
+            else:
+                console.print(export(run, out, made_from))
     state.wait_for_everyone()
 
 
-def _prove(
-    folder: Path, report: MergeReport, recipe: Recipe, data_dir: Path, run_dir: Path, tokenizer: StudentTokenizer
-) -> Mapping[str, Any]:
-    """Compare the merged model's answers with those the adapter gave on the same validation rows."""
-    task = recipe.task
-    run = read_json(run_dir / "manifest.json")
-    rows = read_rows(split_path(data_dir, "valid"), task)
-    split = encode_split(rows, task, tokenizer, recipe.student.max_tokens)
-    count = min(recipe.export.verify_rows, len(split.rows))
-    predictions = run_dir / "epochs" / f"{run['selected_epoch']:03d}" / "eval_predictions.jsonl"
-    text_of = {row["id"]: row["text"] for row in read_jsonl(predictions)}
-    adapter_texts = [text_of[row.id] for row in split.rows[:count]]
+def _inputs(run: _Run) -> dict[str, Any]:
+    reading = {
+        name: hash_file(run.folder / name) if (run.folder / name).is_file() else None
+        for name in ("calibration.json", HEAD_FILE)
+    }
+    return {**merge_inputs(run.base, run.best, run.recipe.export.dtype), "format": _FORMAT, **reading}
+
+
+def _export_merged(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
+    task = run.recipe.task
+    console.print(f"{out}: merging, then decoding {run.recipe.export.verify_rows} rows with plain transformers")
+
+    def finish(folder: Path, report: MergeReport) -> Mapping[str, Any]:
+        write_generation_config(folder, run.tokenizer, answer_token_limit(task, run.tokenizer))
+        return _prove(run, folder, report)
+
+    conversations = [task.messages("雨上がり ' quiet", language) for language in task.instruction]
+    merge_adapter(
+        run.base,
+        run.best,
+        out,
+        run.recipe.export.dtype,
+        inputs=inputs,
+        save_tokenizer=lambda folder: write_tokenizer(run.tokenizer, folder, conversations),
+        finish=finish,
+    )
+    return str(read_json(out / "manifest.json")["verdict"])
+
+
+def _prove(run: _Run, folder: Path, report: MergeReport) -> Mapping[str, Any]:
+    """Ask adapter, merged model and plain transformers the same rows; write card and certificate."""
+    recipe, task, split = run.recipe, run.recipe.task, run.rows("valid")
+    adapter = run.answers(recipe.student, run.base, split, run.best)
+    merged = run.answers(recipe.student.model_copy(update={"quantization": "none"}), folder, split)
     new_ids = reload_and_decode(
         folder,
-        [row.prompt_ids for row in split.encoded[:count]],
-        end_ids=tokenizer.end_ids,
-        pad_id=tokenizer.pad_id,
-        max_new_tokens=answer_token_limit(task, tokenizer),
+        [row.prompt_ids for row in split.encoded],
+        end_ids=run.tokenizer.end_ids,
+        pad_id=run.tokenizer.pad_id,
+        max_new_tokens=answer_token_limit(task, run.tokenizer),
         batch_rows=recipe.evaluate.batch_rows,
     )
-    merged_texts = [tokenizer.decode(ids) for ids in new_ids]
-    identical = sum(one == other for one, other in zip(adapter_texts, merged_texts, strict=True))
-    target_NK = targets_matrix(split.rows[:count], task)
-    adapter, merged = (
-        score([task.parse(text) for text in texts], target_NK, task) for texts in (adapter_texts, merged_texts)
-    )
-    verdict = _verdict(recipe, report, identical, count, adapter, merged)
+    plain = [Reading(run.tokenizer.decode(ids)) for ids in new_ids]
+    plain_metrics = score([task.parse(one.text) for one in plain], targets_matrix(split.rows, task), task)
+    identical = sum(one.text == other.text for one, other in zip(adapter.readings, plain, strict=True))
+    verdict = _verdict(recipe, report, identical, len(plain), adapter.metrics, plain_metrics)
     exact = recipe.student.quantization == "none" and report.dtype == "float32"
-    if exact and identical < LOWEST_IDENTICAL_RATE * count:
-        raise ModelError(f"{run_dir / 'merged'}: the merged model does not answer as the adapter did: {verdict}")
-    test = run_dir / "test" / "eval_metrics.json"
-    metrics = {"valid": read_json(run_dir / "best" / "eval_metrics.json")}
-    metrics |= {"test": read_json(test)} if test.is_file() else {}
-    facts = {
-        "dataset_version": read_json(data_dir / "manifest.json")["dataset_version"],
-        "selected epoch": run["selected_epoch"],
-        "export": verdict,
-        "packages": run["packages"],
+    if exact and identical < LOWEST_IDENTICAL_RATE * len(plain):
+        raise ModelError(f"{run.folder / 'merged'}: the merged model does not answer as the adapter did: {verdict}")
+    _write_reading(run, folder)
+    _write_card(run, folder, {"export": verdict}, {}, "merged")
+    write_certificate(folder, split.rows[:PARITY_ROWS], adapter.readings[:PARITY_ROWS])
+    version = importlib.metadata.version("transformers")
+    add_entry(folder, task, f"merged in {report.dtype}, ppe_lora", merged.readings[:PARITY_ROWS])
+    add_entry(folder, task, f"merged in {report.dtype}, transformers {version} generate", plain[:PARITY_ROWS])
+    return {
+        "verdict": verdict,
+        "identical": identical,
+        "verified_rows": len(plain),
+        "adapter": adapter.metrics,
+        "merged": merged.metrics,
     }
-    calibration = run_dir / "calibration.json"
-    if calibration.is_file():
-        shutil.copy(calibration, folder / calibration.name)
-    write_contract(folder, contract_of(recipe))
-    write_model_card(folder, recipe, facts, metrics)
-    return {"verdict": verdict, "identical": identical, "verified_rows": count, "adapter": adapter, "merged": merged}
+
+
+def _export_adapter(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
+    with whole_or_nothing(out) as folder:
+        write_adapter(run.recipe, run.base, run.best, folder)
+        _write_reading(run, folder)
+        copy_certificate(run.folder / "merged", folder)
+        write_manifest(folder, inputs)
+    return f"{out}: the adapter alone, for {read_json(out / 'adapter_config.json')['base_model_name_or_path']}"
+
+
+def _export_quantized(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
+    kind, merged, split = run.recipe.export.quantize, run.folder / "merged", run.rows("valid")
+    if kind == "none":
+        raise ValueError("expected a kind of quantization; got none")
+    console.print(f"{out}: quantizing to {kind}, then decoding {len(split.rows)} rows")
+    unquantized = run.recipe.student.model_copy(update={"quantization": "none"})
+    with whole_or_nothing(out) as folder:
+        write_quantized(unquantized, kind, merged, folder, run.device, run.rows("train", CALIBRATION_ROWS).encoded)
+        save_tokenizer_files(merged, folder)
+        shutil.copy(merged / "generation_config.json", folder)
+        _write_reading(run, folder)
+        answers = run.answers(unquantized, folder, split)
+        before = read_json(merged / "manifest.json")["merged"]
+        told = check_loss(run.recipe, before, answers.metrics)
+        sizes = [sum(one.stat().st_size for one in made.glob("*.safetensors")) / 1e6 for made in (merged, folder)]
+        verdict = f"{kind} weights of {sizes[1]:.0f} MB instead of {sizes[0]:.0f} MB: {told} on {len(split.rows)} rows"
+        table = {f"merged, {len(split.rows)} valid rows": before, f"{kind}, the same rows": answers.metrics}
+        _write_card(run, folder, {"quantization": verdict}, table, f"merged and quantized to {kind}")
+        copy_certificate(merged, folder)
+        add_entry(folder, run.recipe.task, f"quantized to {kind}, ppe_lora", answers.readings[:PARITY_ROWS])
+        write_manifest(folder, inputs, verdict=verdict, merged=before, quantized=answers.metrics)
+    return f"{out}: {verdict}"
+
+
+def _write_reading(run: _Run, folder: Path) -> None:
+    """What makes answers of weights: the task and its read-out, the calibration, and the head that it uses."""
+    write_contract(folder, contract_of(run.recipe))
+    for name in ("calibration.json", HEAD_FILE):
+        if (run.folder / name).is_file():
+            shutil.copy(run.folder / name, folder)
+
+
+def _write_card(
+    run: _Run, folder: Path, facts: Mapping[str, str], table: Mapping[str, Mapping[str, float]], made: str
+) -> None:
+    """Write the model card: the metrics of the run, and those in `table` beside them."""
+    test = run.folder / "test" / "eval_metrics.json"
+    metrics = {"valid": read_json(run.best / "eval_metrics.json")}
+    metrics |= {"test": read_json(test)} if test.is_file() else {}
+    manifest = read_json(run.folder / "manifest.json")
+    known = {
+        "dataset_version": read_json(run.data_dir / "manifest.json")["dataset_version"],
+        "selected epoch": manifest["selected_epoch"],
+        **facts,
+        "packages": manifest["packages"],
+    }
+    write_model_card(folder, run.recipe, known, {**metrics, **table}, made)
 
 
 def _verdict(

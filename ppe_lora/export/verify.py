@@ -1,8 +1,5 @@
 """Decode with a merged model as a stranger would: in a process that has none of our code."""
 
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +7,7 @@ from typing import Literal
 
 from ppe_lora.artifacts import read_json, write_json
 from ppe_lora.errors import ModelError
-
-_SCRIPT = Path(__file__).with_name("plain_reload.py")
-_SHOWN_LINES = 15
+from ppe_lora.export.apart import run_apart
 
 
 def reload_and_decode(
@@ -60,30 +55,11 @@ def reload_and_decode(
     with tempfile.TemporaryDirectory(prefix="ppe-reload-") as folder:
         prompts_file, out_file = Path(folder) / "prompts.json", Path(folder) / "out.json"
         write_json(prompts_file, asked)
-        done = subprocess.run(
-            # -P: the script's own folder, whose file names mean something else, stays out of the import path
-            [sys.executable, "-P", str(_SCRIPT), str(model_dir.resolve()), str(prompts_file), str(out_file)],
-            env=_single_process_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            last = "\n".join(done.stderr.strip().splitlines()[-_SHOWN_LINES:])
+        ended = run_apart("plain_reload.py", model_dir, prompts_file, out_file)
+        if ended.status:
             raise ModelError(
-                f"{model_dir}: plain transformers could not reload and decode it (exit {done.returncode}); "
-                f"the last lines it printed:\n{last}"
+                f"{model_dir}: plain transformers could not reload and decode it (exit {ended.status}); "
+                f"the last lines it printed:\n{ended.last_lines}"
             )
         new_ids: list[list[int]] = read_json(out_file)["new_ids"]
     return new_ids
-
-
-def _single_process_environment() -> dict[str, str]:
-    """Our environment without what a launcher sets for its ranks, and never the Hub."""
-    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in launcher and not name.startswith(("ACCELERATE_", "TORCHELASTIC_", "FSDP_"))
-    }
-    return {**kept, "HF_HUB_OFFLINE": "1"}

@@ -12,6 +12,8 @@ from ppe_lora.tasks.scores import Language, ScoresTask
 Style = Literal["polite", "casual", "short", "long"]
 SplitName = Literal["train", "valid", "test"]
 ReadOut = Literal["greedy", "posterior_mean"]
+Engine = Literal["vllm", "gguf", "onnx"]
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -305,12 +307,24 @@ class Evaluate(Section):
 
 
 class Export(Section):
-    """Merged weights for serving."""
+    """Weights for serving: merged, the adapter alone, and smaller ones if wanted."""
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the merged weights; auto is the type the base model is stored in."""
     verify_rows: Count = 100
     """Validation rows decoded by the reloaded model to prove that it answers as the adapter did."""
+    quantize: Literal["none", "int8", "nf4", "gptq"] = "none"
+    """Smaller weights beside the merged ones. int8 and nf4, by bitsandbytes, take about half and a third of the size of
+    bfloat16. gptq has 4 bits, too; llm-compressor fits them to training rows (`make compress` first), and vLLM loads
+    them."""
+    max_loss: Weight = 0.05
+    """Largest share by which the mse_norm of the served read-out may rise in quantizing, on the validation rows that
+    prove the merge; a model that loses more is not kept."""
+    engines: tuple[Engine, ...] = ()
+    """What serving engines want, each in a folder of its own: start scripts and a client for vLLM, GGUF files for
+    llama.cpp and Ollama (their converter: `make llama-cpp`), an ONNX file for Node and the browser."""
+    gguf_types: tuple[GgufType, ...] = Field(default=("q8_0", "f16"), min_length=1)
+    """Types of GGUF files, the one to serve first: f16 is half of float32's size, q8_0 a quarter, q4_k_m a seventh."""
 
 
 class Recipe(Section):

@@ -1,6 +1,8 @@
 """`summary.md`: the report of a run for a pull request: the verdict, the release checklist, the figures."""
 
-from ppe_lora.artifacts import write_text
+from pathlib import Path
+
+from ppe_lora.artifacts import read_json, write_text
 from ppe_lora.report.checklist import Check
 from ppe_lora.report.findings import Finding
 from ppe_lora.report.page import Words
@@ -39,6 +41,7 @@ def write_summary(analysis: Analysis, findings: list[Finding], checks: list[Chec
         f"{run.run['trainable_parameters']:,} trainable parameters, quantization {recipe.student.quantization}.",
         *_latency(analysis),
         f"Export: {export}",
+        *_quantized(run.path),
         "",
         "To reproduce: the resolved recipe is `config.yaml`; packages and git revision are in `manifest.json`. "
         "Pictures, slices and the worst cases are in `report.html`.",
@@ -125,6 +128,11 @@ def _latency(analysis: Analysis) -> list[str]:
 def _line(words: Words) -> str:
     """English words as text inside a line of Markdown."""
     return words.en.replace("\n", " ")
+
+
+def _quantized(run_dir: Path) -> list[str]:
+    path = run_dir / "quantized" / "manifest.json"
+    return [f"Quantized: {read_json(path)['verdict']}"] if path.is_file() else []
 
 
 def _number(value: float | None) -> str:

@@ -24,7 +24,7 @@ from ppe_lora.student.mistral3 import write_text_model
 from ppe_lora.student.tokenizer_files import save_tokenizer_files
 
 SMOLLM2 = "smollm2-135m"
-_SMOLLM2_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.model.v*", "*.jinja", "*.txt"]
 _TOKENIZER_FILES = [pattern for pattern in _HUB_FILES if pattern != "*.safetensors"]
@@ -109,7 +109,7 @@ def _find(student: Student, hub_files: list[str]) -> Path:
         packaged = _packaged_smollm2()
         if packaged is not None and student.revision is None:
             return _cached("smollm2-135m", {"gguf": hash_file(packaged)}, lambda to: _write_smollm2(packaged, to))
-        return _download(_SMOLLM2_REPOSITORY, student.revision, hub_files)
+        return _download(SMOLLM2_REPOSITORY, student.revision, hub_files)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if student.revision is not None:

@@ -46,12 +46,14 @@ class StudentTokenizer(ABC):
         vocab_size: Number of token ids; a model's embedding may be larger.
         pad_id: Fills up batches. It carries no meaning: padded positions are masked and never supervised.
         end_ids: Token ids that end an answer.
+        begin_id: The token that the tokenizer puts in front of any text by itself; None where it does not.
     """
 
     folder: Path
     vocab_size: int
     pad_id: int
     end_ids: tuple[int, ...]
+    begin_id: int | None
 
     @abstractmethod
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -149,6 +151,7 @@ class MistralStudentTokenizer(StudentTokenizer):
         )
         self.vocab_size = core.n_words
         self.end_ids = (core.eos_id,)
+        self.begin_id = core.bos_id
         # SentencePiece vocabularies have no padding token (-1). Not the end token in its place: who masks padding by
         # id would stop supervising the end.
         self.pad_id = core.pad_id if core.pad_id >= 0 else core.unk_id
@@ -196,6 +199,8 @@ class TemplateStudentTokenizer(StudentTokenizer):
         self.end_ids = tuple(sorted(self._find_end_ids()))
         if not self.end_ids:
             raise ModelError(f"{folder}: expected eos_token_id in generation_config.json; got none; set it")
+        bos_id = self._core.bos_token_id
+        self.begin_id = bos_id if bos_id is not None and self._core("x")["input_ids"][0] == bos_id else None
         pad_id = self._core.pad_token_id
         self.pad_id = pad_id if pad_id is not None else self.end_ids[0]
         added = self._core.added_tokens_decoder.items()

@@ -1,4 +1,4 @@
-"""`examples/ray_batch.py` with a real local Ray, between `data questions` and `data answers`. `make test-ray`."""
+"""`examples/ray_batch.py` with a real local Ray, between `data questions` and `data answers`. `make test-engines`."""
 
 import json
 import subprocess
@@ -16,8 +16,8 @@ PYTHON = ROOT / ".venv-ray" / "bin" / "python"
 ROWS = 150
 
 pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.skipif(not PYTHON.is_file(), reason=f"no {PYTHON}: `make test-ray` makes it"),
+    pytest.mark.engines,
+    pytest.mark.skipif(not PYTHON.is_file(), reason=f"no {PYTHON}: `make test-engines` makes it"),
 ]
 
 

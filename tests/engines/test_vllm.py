@@ -1,4 +1,4 @@
-"""A real vLLM server, on this machine's processor, answers the client. Minutes: `make test-vllm`.
+"""A real vLLM server, on this machine's processor, answers the client. Minutes: `make test-engines`.
 
 SmolLM2 writes nonsense; that the questions, their schema, the replies and a killed server are handled is what counts.
 """
@@ -47,9 +47,9 @@ OPTIONS = [
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
 
 pytestmark = [
-    pytest.mark.vllm,
+    pytest.mark.engines,
     pytest.mark.timeout(3000),
-    pytest.mark.skipif(not PYTHON.is_file(), reason=f"no {PYTHON}: `make test-vllm` makes it"),
+    pytest.mark.skipif(not PYTHON.is_file(), reason=f"no {PYTHON}: `make test-engines` makes it"),
 ]
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ppe_lora.artifacts import is_current, read_json
 from ppe_lora.errors import ModelError
+from ppe_lora.export import merge as merge_module
 from ppe_lora.export.card import write_model_card
 from ppe_lora.export.merge import merge_adapter, merge_inputs
 from ppe_lora.export.verify import reload_and_decode
@@ -72,6 +74,59 @@ def test_merged_equals_base_plus_adapter(base: Path, tmp_path: Path, lora: dict[
     assert report.scales == (pytest.approx(scale),)
     assert report.layers == 14  # 7 linear layers in each of 2 blocks
     assert report.dtype == "float32"
+
+
+def _merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    """PEFT's own merge, in float32."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().state_dict()
+
+
+def _ulps(one: torch.Tensor, other: torch.Tensor) -> int:
+    """Largest distance of two tensors of one type in units in the last place: how many numbers lie between."""
+    as_int = {torch.float32: torch.int32, torch.bfloat16: torch.int16}[one.dtype]
+    low = torch.iinfo(as_int).min
+
+    def ordered(x: torch.Tensor) -> torch.Tensor:
+        bits = x.view(as_int).long()
+        return torch.where(bits < 0, low - bits, bits)
+
+    return int((ordered(one) - ordered(other)).abs().max())
+
+
+@pytest.mark.parametrize("kind", ["plain", "rslora", "dora"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_streamed_merge_equals_pefts_to_a_unit_in_the_last_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype
+) -> None:
+    """Blocks of rows, several files and a cast must not change what is merged: not one tensor left out, not one block
+    with the rows of another."""
+    monkeypatch.setattr(merge_module, "_BLOCK_BYTES", 4 * 64 * 5)  # five rows, which divide no layer evenly
+    base = tiny_mistral(tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(base, dtype=dtype).save_pretrained(base, max_shard_size="3MB")
+    (base / "model.safetensors").unlink()
+    assert len(list(base.glob("model-*.safetensors"))) > 2
+    adapter = _adapter(base, tmp_path / "adapter", use_rslora=kind == "rslora", use_dora=kind == "dora")
+    report = merge_adapter(base, adapter, tmp_path / "merged")
+    assert report.dtype == str(dtype).removeprefix("torch.")
+    merged = {}
+    for file in (tmp_path / "merged").glob("*.safetensors"):
+        merged |= load_file(file)
+    expected = _merged_by_peft(base, adapter)
+    assert merged.keys() == expected.keys()
+    for name, tensor in merged.items():
+        assert tensor.dtype == dtype, name
+        assert _ulps(tensor, expected[name].to(dtype)) <= 1, name
+    assert _logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), PROMPTS[0]).isfinite().all()
+
+
+def test_every_pattern_of_the_adapters_configuration_counts(base: Path, tmp_path: Path) -> None:
+    """Ranks and alphas may differ by layer; one scale for all would be wrong for the others."""
+    patterns = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.down_proj": 8}}
+    adapter = _adapter(base, tmp_path / "adapter", **patterns)
+    assert merge_adapter(base, adapter, tmp_path / "merged").scales == (2.0, 6.0, 12.0)
+    merged, expected = load_file(tmp_path / "merged" / "model.safetensors"), _merged_by_peft(base, adapter)
+    assert all(_ulps(tensor, expected[name]) <= 1 for name, tensor in merged.items())
 
 
 def test_plain_transformers_decodes_the_merged_model_as_the_adapter_did(base: Path, tmp_path: Path) -> None:
@@ -171,8 +226,6 @@ def test_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> None:
 
 def test_base_without_all_weights_is_refused(base: Path, tmp_path: Path) -> None:
     """from_pretrained fills a missing weight with random numbers and goes on."""
-    from safetensors.torch import load_file, save_file
-
     adapter = _adapter(base, tmp_path / "adapter")
     broken = tmp_path / "broken"
     shutil.copytree(base, broken)
@@ -181,6 +234,62 @@ def test_base_without_all_weights_is_refused(base: Path, tmp_path: Path) -> None
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"1 weights are missing .* model\.layers\.1\.mlp\.up_proj\.weight"):
         merge_adapter(broken, adapter, tmp_path / "merged")
+
+
+def test_weights_of_another_shape_are_refused(base: Path, tmp_path: Path) -> None:
+    adapter = _adapter(base, tmp_path / "adapter")
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(32)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError) as error:
+        merge_adapter(broken, adapter, tmp_path / "merged")
+    assert str(error.value) == (
+        f"{broken}: model.norm.weight: expected F32 or BF16 or F16 of shape (64,); got F32 of (32,); weights and "
+        "config.json belong to different models, or the weights are quantized"
+    )
+
+
+def test_adapter_tensors_of_another_shape_are_refused(base: Path, tmp_path: Path) -> None:
+    adapter = _adapter(base, tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
+    weights[name] = weights[name][:-1].clone()
+    save_file(weights, adapter / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"up_proj\.lora_B\.weight: expected shape \(128, 4\); got \(127, 4\)"):
+        merge_adapter(base, adapter, tmp_path / "merged")
+
+
+def test_adapters_that_are_more_than_b_times_a_are_refused(base: Path, tmp_path: Path) -> None:
+    """Their merge is another formula; ours would be wrong without a word."""
+    adapter = _adapter(base, tmp_path / "adapter")
+    config = read_json(adapter / "adapter_config.json") | {"init_lora_weights": "pissa", "bias": "all"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"got bias='all', init_lora_weights='pissa'; merge this one with PEFT"):
+        merge_adapter(base, adapter, tmp_path / "merged")
+
+
+def test_a_merge_that_overflows_is_refused(base: Path, tmp_path: Path) -> None:
+    adapter = _adapter(base, tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights["base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"][3] = float("inf")
+    save_file(weights, adapter / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"layers\.0\.mlp\.up_proj\.weight: expected finite merged weights"):
+        merge_adapter(base, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_full_disk_is_said_before_anything_is_written(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = _adapter(base, tmp_path / "adapter")
+    usage = shutil.disk_usage(tmp_path)._replace(free=5_000_000)
+    monkeypatch.setattr(merge_module.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(ModelError) as error:
+        merge_adapter(base, adapter, tmp_path / "merged")
+    assert str(error.value) == f"{tmp_path}: expected 0.0 GB of free disk; got 0.0 GB"
+    assert not (tmp_path / "merged").exists()
 
 
 def test_missing_folders_are_named(base: Path, tmp_path: Path) -> None:

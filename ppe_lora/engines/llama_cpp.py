@@ -1,0 +1,59 @@
+"""llama.cpp's own server: completions of token ids, a grammar, probabilities among chosen tokens."""
+
+import math
+from collections.abc import Sequence
+
+from ppe_lora.engines.client import Asked, Engine
+
+_PATH = "/completion"
+_BIAS = 100.0
+"""Added to the logits of the legal tokens: no other token reaches them, and among themselves nothing changes but the
+last bits of a float32."""
+_LEAST = -104.0
+"""Log of what a float32 probability cannot be smaller than."""
+
+
+class LlamaCpp(Engine):
+    """A `llama-server`."""
+
+    async def check(self) -> None:
+        served = [model["id"] for model in (await self._get("/v1/models"))["data"]]
+        if self.model not in served:
+            raise self._odd("/v1/models", f"the model {self.model}", f"it serves {', '.join(served)}")
+
+    async def guided_text(self, prompt_ids: Sequence[int], gbnf: str, max_tokens: int) -> str:
+        found = await self._post(
+            _PATH,
+            {
+                "prompt": list(prompt_ids),
+                "n_predict": max_tokens,
+                "temperature": 0.0,
+                "grammar": gbnf,
+                "cache_prompt": True,
+            },
+        )
+        return str(found["content"])
+
+    async def log_probs(self, asked: Sequence[Asked]) -> list[list[float]]:
+        # In order: the server keeps the tokens of the last prompt, and the next one differs at its end only.
+        return [await self._one(one) for one in asked]
+
+    async def _one(self, asked: Asked) -> list[float]:
+        found = await self._post(
+            _PATH,
+            {
+                "prompt": asked.prompt_ids,
+                "n_predict": 1,
+                "temperature": 1.0,
+                "samplers": ["temperature"],
+                "logit_bias": [[token, _BIAS] for token in asked.legal],
+                "n_probs": len(asked.legal),
+                "post_sampling_probs": True,
+                "cache_prompt": True,
+            },
+        )
+        told = found.get("completion_probabilities") or [{}]
+        by_token = {int(one["id"]): float(one["prob"]) for one in told[0].get("top_probs", ())}
+        if not set(by_token) <= set(asked.legal) or not by_token:
+            raise self._odd(_PATH, f"probabilities of tokens among {asked.legal}", by_token)
+        return [math.log(by_token[token]) if by_token.get(token) else _LEAST for token in asked.legal]

@@ -1,0 +1,176 @@
+"""The parity certificate of an export, `parity.json`: proof that it answers as the adapter did, and what its files are.
+
+    requests   the rows that were asked, each with the answer of the adapter on its base: the reference
+    entries    one per engine that was asked the same: how many answers are identical, and how far off the others are
+    files      SHA-256 of every file of the folder, as `sha256sum` prints it
+
+Every export folder has its own. Engines append their entries with `add_entry`; who serves calls `check_files` first.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ppe_lora.artifacts import read_json, write_json
+from ppe_lora.corpus.rows import Row
+from ppe_lora.errors import ModelError
+from ppe_lora.tasks.scores import Answer, Language, ScoresTask
+
+FILE_NAME = "parity.json"
+# Written after the certificate, or meant to be edited.
+_NOT_CERTIFIED = {FILE_NAME, "manifest.json", "README.md"}
+_WEIGHTS = {".safetensors", ".gguf", ".onnx", ".onnx_data", ".bin", ".pt", ".pth"}
+
+
+class Reading(NamedTuple):
+    """What an engine makes of one request."""
+
+    text: str
+    """The greedy answer."""
+    posterior_mean: Mapping[str, float] | None = None
+    """By key, in task units, not rounded; None where the engine gives no distributions."""
+
+
+class Asked(NamedTuple):
+    """A request of a certificate: what `ScoresTask.messages` takes, and the adapter's answer."""
+
+    request: str
+    language: Language
+    context: dict[str, str] | None
+    reference: Reading
+
+
+def write_certificate(folder: Path, rows: Sequence[Row], reference: Sequence[Reading]) -> None:
+    """Start the certificate of a folder whose other files are complete.
+
+    Args:
+        folder: The export.
+        rows: The requests.
+        reference: Of each row, the answer of the adapter on the base it was trained on.
+    """
+    requests = [
+        {
+            "id": row.id,
+            "request": row.request,
+            "language": row.language,
+            "context": row.context,
+            "text": reading.text,
+            "posterior_mean": reading.posterior_mean,
+        }
+        for row, reading in zip(rows, reference, strict=True)
+    ]
+    write_json(folder / FILE_NAME, {"requests": requests, "entries": [], "files": hash_files(folder)})
+
+
+def copy_certificate(source: Path, folder: Path) -> None:
+    """Start the certificate of an export that was made from another one: its requests and entries, and the new folder's
+    files."""
+    write_json(folder / FILE_NAME, _read(source) | {"files": hash_files(folder)})
+
+
+def asked(folder: Path) -> list[Asked]:
+    """The requests of a folder's certificate, for an engine that is to be held against it.
+
+    Raises:
+        ModelError: The folder has no certificate.
+    """
+    return [
+        Asked(one["request"], one["language"], one["context"], Reading(one["text"], one["posterior_mean"]))
+        for one in _read(folder)["requests"]
+    ]
+
+
+def add_entry(folder: Path, task: ScoresTask, engine: str, readings: Sequence[Reading]) -> dict[str, Any]:
+    """Append what an engine answered to the requests of a certificate, in their order; an earlier entry of that engine
+    is replaced.
+
+    Args:
+        folder: Holds the certificate.
+        task: Reads the answers.
+        engine: What answered, with its version and settings: "vllm 0.32.0, float32".
+        readings: One per request.
+
+    Returns:
+        The entry: `identical` of `answers` texts, `unlike` of which one is an answer and the other is not, and by
+        read-out and key the largest difference in task units between those that both are.
+
+    Raises:
+        ModelError: The folder has no certificate, or not as many requests.
+    """
+    content = _read(folder)
+    references = [one.reference for one in asked(folder)]
+    if len(readings) != len(references):
+        raise ModelError(f"{folder}: expected {len(references)} answers of {engine}; got {len(readings)}")
+    entry = {"engine": engine, **compare(references, readings, task)}
+    content["entries"] = [one for one in content["entries"] if one["engine"] != engine] + [entry]
+    write_json(folder / FILE_NAME, content)
+    return entry
+
+
+def compare(references: Sequence[Reading], readings: Sequence[Reading], task: ScoresTask) -> dict[str, Any]:
+    """Hold answers against their references; see `add_entry` for what is returned."""
+    pairs = list(zip(references, readings, strict=True))
+    parsed = [(task.parse(one.text), task.parse(other.text)) for one, other in pairs]
+    values = [
+        (one.values, other.values) for one, other in parsed if isinstance(one, Answer) and isinstance(other, Answer)
+    ]
+    means = [
+        ([one.posterior_mean[key] for key in task.keys], [other.posterior_mean[key] for key in task.keys])
+        for one, other in pairs
+        if one.posterior_mean is not None and other.posterior_mean is not None
+    ]
+    return {
+        "answers": len(pairs),
+        "identical": sum(one.text == other.text for one, other in pairs),
+        "unlike": sum(isinstance(one, Answer) != isinstance(other, Answer) for one, other in parsed),
+        "largest_difference": {
+            name: {key: max(abs(one[at] - other[at]) for one, other in found) for at, key in enumerate(task.keys)}
+            for name, found in (("greedy", values), ("posterior_mean", means))
+            if found
+        },
+    }
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 by relative name of the files that a certificate speaks of."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return {name: _sha256(folder / name) for name in names if _is_certified(name)}
+
+
+def check_files(folder: Path) -> None:
+    """Refuse an export whose files are not those that were proven.
+
+    Raises:
+        ModelError: There is no certificate, a file is missing or differs from its hash, or there are further weights.
+    """
+    certified: dict[str, str] = _read(folder)["files"]
+    problems = [f"{name} is missing" for name in certified if not (folder / name).is_file()]
+    if not problems:
+        problems = [f"{name} differs" for name, expected in certified.items() if _sha256(folder / name) != expected]
+    further = [path.name for path in folder.iterdir() if path.suffix in _WEIGHTS and path.name not in certified]
+    problems += [f"{name} is not in it" for name in sorted(further)]
+    if problems:
+        raise ModelError(
+            f"{folder}: expected the files that {FILE_NAME} certifies; got others: {', '.join(problems)}; "
+            "export the run again"
+        )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise ModelError(
+            f"{folder}: expected an export with its {FILE_NAME}; got none; make it with `ppe-lora export RECIPE`"
+        )
+    content: dict[str, Any] = read_json(path)
+    return content
+
+
+def _is_certified(name: str) -> bool:
+    return name not in _NOT_CERTIFIED and not any(part.startswith(".") for part in Path(name).parts)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,62 @@
+"""The command that holds a served export against its certificate: which engine serves which folder, and the verdict."""
+
+from pathlib import Path
+from typing import Any
+
+from ppe_lora.console import progress
+from ppe_lora.engines.client import Engine
+from ppe_lora.engines.llama_cpp import LlamaCpp
+from ppe_lora.engines.vllm import Vllm
+from ppe_lora.errors import RunError
+from ppe_lora.export.parity import asked
+from ppe_lora.export.served import prove_node, prove_served
+from ppe_lora.recipe import Recipe
+from ppe_lora.student.tokenizer import load_tokenizer
+from ppe_lora.student.trie import build_trie
+
+_ENGINES: dict[str, tuple[str, type[Engine]]] = {
+    "merged": ("vLLM", Vllm),
+    "adapter": ("vLLM", Vllm),
+    "gguf": ("llama.cpp", LlamaCpp),
+}
+_TIMEOUT_S = 600.0
+
+
+def prove_export(recipe: Recipe, run_dir: Path, export: str, url: str | None, model: str | None) -> str:
+    """Ask an export's engine the requests of its certificate, enter the answers there, and say how they compare.
+
+    Args:
+        recipe: The run's.
+        run_dir: Has the exports.
+        export: The folder that is served: merged or adapter by vLLM, gguf by llama.cpp; or onnx.
+        url: Where it is served; None for onnx, which Node loads from its folder.
+        model: The name it is served by; by default the one in the folder's start script.
+
+    Raises:
+        RunError: There is no such export, or `url` is missing or has no place.
+        EngineError: The engine cannot be reached, or does not answer as asked.
+        ModelError: The folder has no certificate.
+    """
+    folder, task = run_dir / export, recipe.task
+    if export not in (*_ENGINES, "onnx"):
+        raise RunError(f"prove: expected one of {', '.join(_ENGINES)}, onnx; got {export}")
+    if (url is None) != (export == "onnx"):
+        raise RunError(f"--url: expected {'none for onnx' if url else 'the address of the running server'}; got {url}")
+    if url is None:
+        return _verdict(prove_node(folder, task))
+    name, engine = _ENGINES[export]
+    served = model or (recipe.name if export != "gguf" else f"{recipe.name}-{recipe.export.gguf_types[0]}")
+    tokenizer = load_tokenizer(run_dir / "merged")
+    trie = build_trie(task, tokenizer, recipe.train.objective.slots)
+    with progress(f"asking {name}", len(asked(folder))) as advance:
+        entry = prove_served(
+            folder, engine(url, served, _TIMEOUT_S), f"{name}, {served}", task, tokenizer, trie, advance
+        )
+    return _verdict(entry)
+
+
+def _verdict(entry: dict[str, Any]) -> str:
+    off = ", ".join(
+        f"{name} at most {max(by_key.values()):.2f} off" for name, by_key in entry["largest_difference"].items()
+    )
+    return f"{entry['engine']}: {entry['identical']} of {entry['answers']} answers identical; {off}"

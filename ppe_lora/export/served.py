@@ -1,0 +1,124 @@
+"""Whether a served model answers as the adapter did: the requests of its certificate, asked over HTTP or in Node."""
+
+import asyncio
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppe_lora.artifacts import read_json
+from ppe_lora.engines.client import Engine
+from ppe_lora.engines.grammar import answer_gbnf
+from ppe_lora.engines.read_out import decode
+from ppe_lora.errors import EngineError
+from ppe_lora.export.parity import Asked, Reading, add_entry, asked
+from ppe_lora.student.decode import answer_token_limit
+from ppe_lora.student.posterior import mean
+from ppe_lora.student.tokenizer import StudentTokenizer
+from ppe_lora.student.trie import ScoreTrie
+from ppe_lora.tasks.scores import ScoresTask
+
+_CONCURRENT = 8
+_SHOWN_LINES = 15
+
+
+def prove_served(
+    folder: Path,
+    engine: Engine,
+    name: str,
+    task: ScoresTask,
+    tokenizer: StudentTokenizer,
+    trie: ScoreTrie | None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Ask a running server the requests of a certificate, and enter what it answers.
+
+    Args:
+        folder: The export that it serves.
+        engine: The server.
+        name: What it is, for the certificate.
+        task: The model's task.
+        tokenizer: Its tokenizer.
+        trie: The trie of both; None where scores have no distributions.
+        advance: Called with the number of requests answered.
+
+    Returns:
+        The entry (see `parity.add_entry`).
+
+    Raises:
+        EngineError: The server cannot be reached, or does not answer as asked.
+        ModelError: The folder has no certificate.
+    """
+    prompts = [_prompt(one, task, tokenizer) for one in asked(folder)]
+    readings = asyncio.run(read(engine, prompts, task, tokenizer, trie, advance))
+    return add_entry(folder, task, name, readings)
+
+
+async def read(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    task: ScoresTask,
+    tokenizer: StudentTokenizer,
+    trie: ScoreTrie | None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Reading]:
+    """Both read-outs of every prompt: the text that the engine writes under the grammar, and, with a trie, the means.
+
+    Raises:
+        EngineError: The server cannot be reached, or does not answer as asked.
+    """
+    gbnf, limit = answer_gbnf(task), answer_token_limit(task, tokenizer)
+    slots = asyncio.Semaphore(_CONCURRENT)
+
+    async def one(prompt: Sequence[int]) -> Reading:
+        async with slots:
+            text = await engine.guided_text(prompt, gbnf, limit)
+            means = None if trie is None else await _means(engine, prompt, task, trie)
+        advance(1)
+        return Reading(text, means)
+
+    async with engine:
+        await engine.check()
+        return list(await asyncio.gather(*map(one, prompts)))
+
+
+def prove_node(folder: Path, task: ScoresTask) -> dict[str, Any]:
+    """Let Node answer the requests of an ONNX export's certificate, and enter what it answers.
+
+    Raises:
+        EngineError: There is no Node, its packages are not installed, or it fails.
+        ModelError: The folder has no certificate.
+    """
+    lines = [
+        json.dumps({"request": _messages(one, task)[-1]["content"], "language": one.language}) for one in asked(folder)
+    ]
+    version = read_json(folder / "package.json")["dependencies"]["@huggingface/transformers"]
+    try:
+        done = subprocess.run(
+            ["node", str(folder.absolute() / "client.mjs")], input="\n".join(lines), capture_output=True, text=True
+        )
+    except OSError as error:
+        raise EngineError(f"{folder}: expected the program node; got {error}; install Node 20.11 or newer") from error
+    texts = done.stdout.splitlines()
+    if done.returncode or len(texts) != len(lines):
+        last = "\n".join(done.stderr.strip().splitlines()[-_SHOWN_LINES:])
+        raise EngineError(
+            f"{folder}: expected {len(lines)} answers of client.mjs; got {len(texts)} (exit {done.returncode}); run "
+            f"`npm install` there first; the last lines it printed:\n{last}"
+        )
+    return add_entry(folder, task, f"Transformers.js {version} in Node", [Reading(json.loads(text)) for text in texts])
+
+
+async def _means(engine: Engine, prompt: Sequence[int], task: ScoresTask, trie: ScoreTrie) -> dict[str, float]:
+    log_p_KV = (await decode(engine, prompt, trie)).log_p_KV
+    assert log_p_KV is not None  # there is a trie
+    return dict(zip(task.keys, map(float, mean(log_p_KV, trie.values)), strict=True))
+
+
+def _messages(one: Asked, task: ScoresTask) -> list[dict[str, str]]:
+    return task.messages(one.request, one.language, one.context)
+
+
+def _prompt(one: Asked, task: ScoresTask, tokenizer: StudentTokenizer) -> list[int]:
+    return tokenizer.prompt_ids(_messages(one, task))

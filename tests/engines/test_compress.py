@@ -1,0 +1,60 @@
+"""GPTQ by the real llm-compressor, in its own environment, as a part of the export stage: `make test-engines`."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from ppe_lora.artifacts import read_json
+from ppe_lora.errors import ModelError
+from ppe_lora.export.parity import check_files
+from ppe_lora.export.stage import export_run
+from ppe_lora.recipe import load_recipe
+from ppe_lora.student.training import train
+from tests.runs import make_data, make_recipe
+
+PYTHON = Path(__file__).parents[2] / ".venv-compress" / "bin" / "python"
+SECTIONS = (
+    "train: {epochs: 2, rows_per_step: 4, rows_per_micro_step: 4, learning_rate: 3e-3}",
+    "evaluate: {gate: 0.0, latency_rows: 0, read_out: posterior_mean}",
+    "export: {verify_rows: 8, quantize: gptq, max_loss: 2.0}",
+)
+
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(not PYTHON.is_file(), reason=f"no {PYTHON}: `make test-engines` makes it"),
+]
+
+
+def test_gptq_weights_are_made_loaded_and_measured(
+    tmp_path: Path, speaker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that only llm-compressor can read, or that lost what was learned, must not count as an export."""
+    monkeypatch.setenv("PPE_LORA_COMPRESS_PYTHON", str(PYTHON))
+    recipe = load_recipe(make_recipe(tmp_path, speaker, *SECTIONS))
+    data = make_data(tmp_path / "data")
+    train(recipe, data, tmp_path / "run")
+    export_run(recipe, data, tmp_path / "run")
+    folder = tmp_path / "run" / "quantized"
+    quantization = read_json(folder / "config.json")["quantization_config"]
+    assert quantization["quant_method"] == "compressed-tensors"
+    assert quantization["config_groups"]["group_0"]["weights"]["num_bits"] == 4
+    assert read_json(folder / "manifest.json")["verdict"].startswith("gptq weights of ")
+    check_files(folder)
+    assert AutoModelForCausalLM.from_pretrained(folder).config.rope_theta
+
+
+def test_a_missing_environment_says_how_to_make_it(
+    tmp_path: Path, speaker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ppe_lora.export.quantize import write_quantized
+
+    monkeypatch.setenv("PPE_LORA_COMPRESS_PYTHON", str(tmp_path / "python"))
+    recipe = load_recipe(make_recipe(tmp_path, speaker, *SECTIONS))
+    with pytest.raises(ModelError) as error:
+        write_quantized(recipe.student, "gptq", speaker, tmp_path / "out", "cpu", [])
+    assert str(error.value) == (
+        f"export.quantize: expected the environment of llm-compressor; got no {tmp_path / 'python'}; make it with "
+        "`make compress`, or name its Python in PPE_LORA_COMPRESS_PYTHON"
+    )

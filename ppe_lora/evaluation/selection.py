@@ -20,7 +20,7 @@ def select_epoch(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: floa
     Raises:
         SelectionError: No epoch passes; the message names the nearest.
     """
-    name = metric_of(read_out)
+    name = selected_by(read_out)
     passing = [epoch for epoch, metrics in metrics_by_epoch.items() if format_rate(metrics) >= gate and name in metrics]
     if passing:
         return min(passing, key=lambda epoch: (metrics_by_epoch[epoch][name], epoch))
@@ -38,6 +38,11 @@ def select_epoch(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: floa
 def metric_of(read_out: ReadOut) -> str:
     """The name of a read-out's mse_norm."""
     return "mse_norm" if read_out == "greedy" else f"mse_norm_{read_out}"
+
+
+def selected_by(read_out: ReadOut) -> str:
+    """The metric that selects the epoch: that of the read-out, or of the posterior mean where it is corrected later."""
+    return metric_of("posterior_mean" if read_out == "calibrated" else read_out)
 
 
 def format_rate(metrics: Mapping[str, float]) -> float:

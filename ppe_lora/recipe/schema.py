@@ -11,7 +11,7 @@ from ppe_lora.tasks.scores import Language, ScoresTask
 
 Style = Literal["polite", "casual", "short", "long"]
 SplitName = Literal["train", "valid", "test"]
-ReadOut = Literal["greedy", "posterior_mean"]
+ReadOut = Literal["greedy", "posterior_mean", "calibrated"]
 Engine = Literal["vllm", "gguf", "onnx"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
 
@@ -295,8 +295,12 @@ class Evaluate(Section):
     """Decoding and scoring, after every epoch and at the end."""
 
     read_out: ReadOut = "greedy"
-    """What selects the epoch and is served: the decoded text, or the mean of each score's exact distribution. Every
-    evaluation reports both."""
+    """What is served: the decoded text; the mean of each score's exact distribution; or that mean after the correction
+    that validation rows ask for at the end (`ppe_lora/evaluation/calibration.py`), with the same mean selecting the
+    epoch. Every evaluation reports all."""
+    head: bool = True
+    """Whether the correction may use what ridge regression reads from the student's hidden states
+    (`ppe_lora/student/head.py`). Engines other than our own decoder do not give those states."""
     gate: Share = 0.99
     """Lowest json_valid_rate and schema_valid_rate of an epoch that may be selected."""
     batch_rows: Count = 32

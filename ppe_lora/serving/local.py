@@ -21,6 +21,7 @@ from ppe_lora.student.base import resolve_base
 from ppe_lora.student.collate import packs_exactly
 from ppe_lora.student.decode import Decoder, answer_token_limit
 from ppe_lora.student.encode import EncodedRow, encode_rows
+from ppe_lora.student.head import Head
 from ppe_lora.student.load import StudentModel, load_adapter, load_base
 from ppe_lora.student.read_out import Reading, read_answer
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
@@ -41,6 +42,7 @@ class Loaded(NamedTuple):
     model: StudentModel
     tokenizer: StudentTokenizer
     calibration: Calibration | None
+    head: Head | None
 
 
 def load_merged(folder: Path, contract: Contract) -> Loaded:
@@ -51,7 +53,7 @@ def load_merged(folder: Path, contract: Contract) -> Loaded:
     """
     calibration = _calibration(folder, contract)
     model = load_base(Student(model=str(folder)), folder, _device())
-    return Loaded("merged", contract, model, load_tokenizer(folder), calibration)
+    return Loaded("merged", contract, model, load_tokenizer(folder), calibration, Head.load(folder))
 
 
 def load_run(folder: Path, recipe: Recipe, contract: Contract) -> Loaded:
@@ -63,7 +65,7 @@ def load_run(folder: Path, recipe: Recipe, contract: Contract) -> Loaded:
     calibration = _calibration(folder, contract)
     base = resolve_base(recipe.student)
     model = load_adapter(load_base(recipe.student, base, _device()), folder / "best")
-    return Loaded("adapter", contract, model, load_tokenizer(base), calibration)
+    return Loaded("adapter", contract, model, load_tokenizer(base), calibration, Head.load(folder))
 
 
 def load_untuned(name: str, contract: Contract) -> Loaded:
@@ -79,7 +81,7 @@ def load_untuned(name: str, contract: Contract) -> Loaded:
     student = Student(model=name)
     base = resolve_base(student)
     asked = contract.model_copy(update={"slots": "answers"})
-    return Loaded("base", asked, load_base(student, base, _device()), load_tokenizer(base), None)
+    return Loaded("base", asked, load_base(student, base, _device()), load_tokenizer(base), None, None)
 
 
 class LocalBackend:
@@ -92,13 +94,13 @@ class LocalBackend:
             ModelError: The tokenizer does not write scores as the decoder needs, or the model does not compute packed
                 rows exactly, so that answers cannot be forced.
         """
-        self.kind, self._contract, self._model, self._tokenizer, self._calibration = loaded
+        self.kind, self._contract, self._model, self._tokenizer, self._calibration, head = loaded
         self.task = self._contract.task
         self._timeout_s = settings.answer_timeout_s
         self._trie = build_trie(self.task, self._tokenizer, self._contract.slots)
         limit = answer_token_limit(self.task, self._tokenizer)
         self._longest = self._contract.max_tokens - limit
-        self._decoder = Decoder(self._model, self._tokenizer, self._trie, limit)
+        self._decoder = Decoder(self._model, self._tokenizer, self._trie, limit, head)
         self._instruction: dict[Language, list[int]] = {}
         for language in _PROBES:
             self._instruction[language] = self._check(language)

@@ -25,6 +25,7 @@ from ppe_lora.evaluation.metrics import (
 from ppe_lora.recipe.schema import Evaluate, ReadOut
 from ppe_lora.student.decode import Decoded, Decoder, answer_token_limit, measure_latency_ms
 from ppe_lora.student.encode import EncodedRow, encode_rows
+from ppe_lora.student.head import Head
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.posterior import crps, mean, quantile
 from ppe_lora.student.processes import processes
@@ -84,6 +85,7 @@ def evaluate_student(
     tokenizer: StudentTokenizer,
     settings: Evaluate,
     trie: ScoreTrie | None,
+    head: Head | None = None,
 ) -> Evaluation:
     """Decode every row of a split once, over all processes, and score the answers.
 
@@ -98,8 +100,9 @@ def evaluate_student(
         train_NK: Training targets in task units, for the trivial predictor.
         trie: The trie of the task and tokenizer; None where the model does not compute packs exactly
             (`collate.packs_exactly`): then there are no distributions.
+        head: Reads scores from hidden states, too.
     """
-    decoder = Decoder(model, tokenizer, trie, answer_token_limit(task, tokenizer))
+    decoder = Decoder(model, tokenizer, trie, answer_token_limit(task, tokenizer), head)
     decoded = _decode_shared(decoder, split.encoded, settings.batch_rows)
     texts = [tokenizer.decode(one.ids) for one in decoded]
     outcomes = [task.parse(text) for text in texts]
@@ -121,6 +124,10 @@ def evaluate_student(
         metrics |= posterior_metrics(posteriors, target_NK, task, trie)
         shown = [_posterior_shown(log_p_KV, task, trie) for log_p_KV in posteriors]
         predictions = [prediction | own for prediction, own in zip(predictions, shown, strict=True)]
+    if head is not None:
+        read = [one.head_K for one in decoded if one.head_K is not None]
+        for prediction, head_K in zip(predictions, read, strict=True):
+            prediction["head"] = _by_key(head_K.round(2).tolist(), task)
     for prediction, latency in zip(predictions, latencies, strict=False):
         prediction["latency_ms"] = round(latency, 3)
     accepted = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Answer)]

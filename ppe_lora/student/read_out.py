@@ -48,8 +48,8 @@ def read_answer(
 ) -> Reading:
     """The answer to a row decoded by force, and how sure the model is of it.
 
-    The posterior mean is corrected by the calibration, as `mse_norm_calibrated` measured it; greedy text is not. The
-    interval is the calibration's, which covered 80 % of validation targets; without one it is the central 80 % of the
+    `calibrated` is the posterior mean corrected by the calibration, as `mse_norm_calibrated` measured it. The interval
+    is the calibration's, which covered 80 % of validation targets; without one it is the central 80 % of the
     distribution.
     """
     assert one.log_p_KV is not None
@@ -67,7 +67,7 @@ def read_answer(
         assert isinstance(outcome, Answer)  # forced
         values = list(outcome.values)
     else:
-        values = list(corrected)
+        values = list(corrected) if read_out == "calibrated" else means
     return Reading([task.round(float(value)) for value in values], deviations, *ends)
 
 

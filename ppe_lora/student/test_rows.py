@@ -9,19 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from ppe_lora.artifacts import hash_file, is_current, read_json, read_jsonl, write_json, write_manifest, write_text
+from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest, write_text
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.baselines import baseline_answers
-from ppe_lora.evaluation.calibration import LEAST_ROWS, fit_calibration
-from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix, Scale, error_metrics, mse_norm, renamed
+from ppe_lora.evaluation.calibration import read_calibration
+from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix, Scale, mse_norm
 from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.evaluation.test_set import check_test_rows, note_test_rows
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.collate import packs_exactly
+from ppe_lora.student.correct import CALIBRATION_FILE, corrected, fit_correction
 from ppe_lora.student.evaluate import Evaluation, encode_split, engine_of, evaluate_student, write_evaluation
+from ppe_lora.student.head import Head
 from ppe_lora.student.load import load_adapter, load_base
 from ppe_lora.student.machine import device_name
 from ppe_lora.student.processes import processes
@@ -30,7 +32,7 @@ from ppe_lora.student.trie import build_trie
 from ppe_lora.tasks.scores import ScoresTask
 
 WORST_CASES = 50
-_FORMAT = 2
+_FORMAT = 3
 """Raised when equal inputs would make other files: an evaluation of before is then done again."""
 
 
@@ -69,7 +71,16 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     train_NK = targets_matrix(train_rows, recipe.task)
     packs = packs_exactly(model, split.encoded, tokenizer.pad_id)
     trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots) if packs else None
-    result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie)
+    if trie is not None and state.is_main_process:
+        train, valid = (
+            encode_split(some, recipe.task, tokenizer, recipe.student.max_tokens)
+            for some in (train_rows, read_rows(split_path(data_dir, "valid"), recipe.task))
+        )
+        fit_correction(model, recipe, run_dir, train, valid, tokenizer.pad_id)
+    state.wait_for_everyone()
+    result = evaluate_student(
+        model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie, head=Head.load(run_dir)
+    )
     if state.is_main_process:
         latency = {
             "read_out": recipe.evaluate.read_out,
@@ -96,9 +107,13 @@ def _write_test(
     texts = [[row.request for row in some] for some in (train_rows, rows)]
     others = baseline_answers(texts[0], targets_matrix(train_rows, task), texts[1], task)
     ridge = mse_norm(others["ridge"], targets_matrix(rows, task), Scale(task.low, task.high))
-    has_posterior = "posterior_mean" in result.predictions[0]
-    corrected = _calibrate(run_dir, result.predictions, task) if has_posterior else {}
-    result = result._replace(metrics=result.metrics | {"ridge_mse_norm": ridge} | corrected)
+    predictions, metrics = result.predictions, result.metrics | {"ridge_mse_norm": ridge}
+    if "posterior_mean" in predictions[0]:
+        path = run_dir / CALIBRATION_FILE
+        calibration = read_calibration(path, task) if path.is_file() else None
+        predictions, calibrated = corrected(predictions, calibration, recipe)
+        metrics |= calibrated
+    result = result._replace(metrics=metrics, predictions=predictions)
     write_evaluation(run_dir / "test", result)
     write_text(run_dir / "test" / "baseline_predictions.jsonl", _baseline_lines(rows, others, task))
     write_text(run_dir / "worst_cases.csv", _worst_cases(result, recipe))
@@ -116,32 +131,6 @@ def _baseline_lines(rows: Sequence[Row], answers: Mapping[str, Matrix], task: Sc
         told = {name: dict(zip(task.keys, NK[index].round(4).tolist(), strict=True)) for name, NK in answers.items()}
         lines.append(json.dumps({"id": row.id, **told}) + "\n")
     return "".join(lines)
-
-
-def _calibrate(run_dir: Path, predictions: Sequence[dict[str, Any]], task: ScoresTask) -> dict[str, float]:
-    """Fit the correction and the intervals on the selected epoch's validation rows, write `calibration.json`, and
-    return what they give on the test rows: the error metrics (`..._calibrated`) and `coverage_calibrated@80`."""
-    epoch = read_json(run_dir / "manifest.json")["selected_epoch"]
-    path = run_dir / "epochs" / f"{epoch:03d}" / "eval_predictions.jsonl"
-    valid = read_jsonl(path)
-    if len(valid) < LEAST_ROWS:
-        return {}
-    found = fit_calibration(*_posterior_matrices(valid, task), task)
-    write_json(run_dir / "calibration.json", found.as_json(task))
-    mean_NK, sd_NK, target_NK = _posterior_matrices(predictions, task)
-    rounded_NK = np.vectorize(task.round, otypes=[float])(found.correct(mean_NK, task))
-    low_NK, high_NK = found.interval(mean_NK, sd_NK, task)
-    errors = error_metrics(rounded_NK, target_NK, task)
-    named = {renamed(name, "calibrated"): value for name, value in errors.items()}
-    return named | {"coverage_calibrated@80": float(((low_NK <= target_NK) & (target_NK <= high_NK)).mean())}
-
-
-def _posterior_matrices(predictions: Sequence[dict[str, Any]], task: ScoresTask) -> tuple[Matrix, Matrix, Matrix]:
-    names = ("posterior_mean", "posterior_sd", "target")
-    mean_NK, sd_NK, target_NK = (
-        np.array([[row[name][key] for key in task.keys] for row in predictions], dtype=float) for name in names
-    )
-    return mean_NK, sd_NK, target_NK
 
 
 def _worst_cases(result: Evaluation, recipe: Recipe) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import ppe_lora.corpus.build as build_module
 from ppe_lora.artifacts import hash_file, read_json, write_json, write_manifest, write_text
@@ -31,7 +32,8 @@ from ppe_lora.tasks.scores import Answer, ScoresTask
 
 
 def build_data(recipe: Recipe, folder: Path, hostile: Sequence[str] = ()) -> Path:
-    """Build the recipe's data set with the scripted teacher, whose first texts are the hostile ones."""
+    """Build the recipe's data set with the scripted teacher, whose first English texts are the hostile ones. The filter
+    that drops markup is off: what shows the texts must be safe without its help."""
     spoilt = iter(hostile)
 
     class Teacher:
@@ -39,16 +41,16 @@ def build_data(recipe: Recipe, folder: Path, hostile: Sequence[str] = ()) -> Pat
             self._inner = make_teacher(*arguments, **options)
             self.name, self.version = self._inner.name, self._inner.version
 
-        def phrase(self, asks: Any) -> list[Phrased]:
-            said = self._inner.phrase(asks)
-            return [Phrased(next(spoilt, one.text), one.scenario) for one in said]
+        def phrase(self, asks: Sequence[Any]) -> list[Phrased]:
+            said = zip(asks, self._inner.phrase(asks), strict=True)
+            return [
+                Phrased(next(spoilt, one.text) if ask.language == "en" else one.text, one.scenario) for ask, one in said
+            ]
 
-    original = build_module.make_teacher
-    build_module.make_teacher = Teacher
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_module, "make_teacher", Teacher)
+        patch.setattr("ppe_lora.corpus.filters.meta_answer", lambda row: None)
         build_module.build_dataset(recipe, folder)
-    finally:
-        build_module.make_teacher = original
     return folder
 
 

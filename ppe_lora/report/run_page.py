@@ -42,6 +42,8 @@ _FIELDS = {
 _VALUES = {
     "ja": Words("Japanese", "日本語"), "en": Words("English", "英語"), "short": Words("short", "短い"),
     "medium": Words("medium", "中くらい"), "long": Words("long", "長い"), "none": Words("none", "なし"),
+    "polite": Words("polite", "丁寧"), "casual": Words("casual", "くだけた"), "uniform": Words("uniform", "一様"),
+    "cluster": Words("cluster", "クラスタ"), "edge": Words("edge", "端"), "import": Words("import", "取り込み"),
 }  # fmt: skip
 
 

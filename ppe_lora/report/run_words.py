@@ -56,9 +56,7 @@ def error_figure(value: float) -> str:
 
 
 def change(ratio: float) -> Words:
-    """A ratio of errors in words: `27 % less error`; from double on `2.3 times the error`."""
-    if ratio >= 2:
-        return Words(f"{ratio:.1f} times the error", f"誤差 {ratio:.1f} 倍")
+    """A ratio of errors in words: `27 % less error`."""
     percent = f"{abs(100 * (ratio - 1)):.0f} %"
     if percent == "0 %":
         return Words("no less error", "誤差は同じ")
@@ -160,7 +158,7 @@ def _sure(analysis: Analysis) -> Card:
         answer = Words(
             f"Not against {' and '.join(s.en for s in shorts)}", f"{'・'.join(s.ja for s in shorts)}とは不明"
         )
-    return Card(Words("Am I sure?", "確かか"), answer, lines)
+    return Card(Words("Am I sure?", "確実か"), answer, lines)
 
 
 def _where(analysis: Analysis, findings: list[Finding]) -> Card:

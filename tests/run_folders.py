@@ -28,6 +28,7 @@ from ppe_lora.evaluation.metrics import (
 from ppe_lora.evaluation.test_set import note_test_rows
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.load import dump_recipe
+from ppe_lora.student.correct import corrected
 from ppe_lora.tasks.scores import Answer, ScoresTask
 
 
@@ -77,8 +78,10 @@ def make_run(
         own = skill * epoch / recipe.train.epochs
         times = {"epoch": float(epoch), "step": 20.0 * epoch, "train_loss": 1.5 / epoch}
         predictions = _write(run_dir / "epochs" / f"{epoch:03d}", rows["valid"], train_NK, task, rng, own, (), times)
+    calibration = None
     if len(predictions) >= LEAST_ROWS:
-        write_json(run_dir / "calibration.json", fit_calibration(*_posterior(predictions, task), task).as_json(task))
+        calibration = fit_calibration(*_posterior(predictions, task), task)
+        write_json(run_dir / "calibration.json", calibration.as_json(task))
     version = read_json(data_dir / "manifest.json")["dataset_version"]
     inputs = {"recipe": {"task": task.model_dump(mode="json")}, "dataset_version": version}
     write_manifest(
@@ -92,7 +95,11 @@ def make_run(
     others = baseline_answers(texts[0], train_NK, texts[1], task)
     ridge = mse_norm(others["ridge"], targets_matrix(rows["test"], task), Scale(task.low, task.high))
     more = {"ridge_mse_norm": ridge}
-    _write(run_dir / "test", rows["test"], train_NK, task, rng, skill, rejected, more, timed=20)
+    tested = _write(run_dir / "test", rows["test"], train_NK, task, rng, skill, rejected, more, timed=20)
+    tested, corrected_metrics = corrected(tested, calibration, recipe)
+    _write_lines(run_dir / "test" / "eval_predictions.jsonl", tested)
+    path = run_dir / "test" / "eval_metrics.json"
+    write_json(path, read_json(path) | corrected_metrics)
     told = [
         {"id": row.id, **{name: dict(zip(task.keys, NK[n].tolist(), strict=True)) for name, NK in others.items()}}
         for n, row in enumerate(rows["test"])

@@ -42,8 +42,8 @@ class Stored(NamedTuple):
     @property
     def read_outs(self) -> list[ReadOut]:
         """The read-outs that every row has."""
-        with_means = all("posterior_mean" in row for row in self.predictions.values())
-        return ["greedy", "posterior_mean"] if with_means else ["greedy"]
+        names: tuple[ReadOut, ...] = ("posterior_mean", "calibrated")
+        return ["greedy", *(name for name in names if all(name in row for row in self.predictions.values()))]
 
     def answers(self, ids: Sequence[str], read_out: ReadOut) -> Matrix:
         """Answers to some rows, N by K in task units; rows of NaN are rejected answers."""

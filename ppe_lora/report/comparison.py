@@ -10,7 +10,11 @@ from ppe_lora.report.page import Words
 
 SHOWN_ROWS = 20
 """Of the rows that changed most, to either side."""
-READ_OUTS = {"greedy": Words("greedy text", "貪欲デコード"), "posterior_mean": Words("posterior mean", "事後平均")}
+READ_OUTS = {
+    "greedy": Words("greedy text", "貪欲デコード"),
+    "posterior_mean": Words("posterior mean", "事後平均"),
+    "calibrated": Words("corrected posterior mean", "補正した事後平均"),
+}
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> str:

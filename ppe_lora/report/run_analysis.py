@@ -122,10 +122,7 @@ def _predictors(run: RunFolder, served: ReadOut, error_NK: Matrix, target_NK: Ma
     answers = dict(run.baselines)
     answers["greedy"] = _answers(run, "greedy")
     if _has_distributions(run):
-        mean_NK = answers["posterior_mean"] = _answers(run, "posterior_mean")
-        if run.calibration and run.calibration.kind != "none":
-            corrected_NK = run.calibration.correct(mean_NK, task)
-            answers["calibrated"] = np.vectorize(task.round, otypes=[float])(corrected_NK)
+        answers |= {name: _answers(run, name) for name in ("posterior_mean", "calibrated")}
     predictors = []
     for name, answer_NK in answers.items():
         other_N = squared_errors(answer_NK, target_NK, task).mean(axis=1)
@@ -149,7 +146,8 @@ def _doubt(run: RunFolder, target_NK: Matrix) -> Doubt | None:
         half_NK = norm.ppf((1 + level) / 2) * sd_NK
         return np.clip(mean_NK - half_NK, task.low, task.high), np.clip(mean_NK + half_NK, task.low, task.high)
 
-    low_NK, high_NK = run.calibration.interval(mean_NK, sd_NK, task) if run.calibration else normal(COVERAGE)
+    calibrated = "low" in run.predictions[0]
+    low_NK, high_NK = (_answers(run, "low"), _answers(run, "high")) if calibrated else normal(COVERAGE)
     by_key = {}
     for k, key in enumerate(task.keys):
         ends = low_NK[:, k : k + 1], high_NK[:, k : k + 1]
@@ -157,7 +155,7 @@ def _doubt(run: RunFolder, target_NK: Matrix) -> Doubt | None:
     return Doubt(
         low_NK=low_NK,
         high_NK=high_NK,
-        calibrated=run.calibration is not None,
+        calibrated=calibrated,
         covered=coverage(low_NK, high_NK, target_NK),
         by_key=by_key,
         reliability=[(level, coverage(*normal(level), target_NK).value) for level in _LEVELS],

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 
 from ppe_lora.evaluation.calibration import COVERAGE
 from ppe_lora.evaluation.metrics import collapse_warnings
-from ppe_lora.evaluation.selection import format_rate
+from ppe_lora.evaluation.selection import format_rate, selected_by
+from ppe_lora.recipe.schema import ReadOut
 from ppe_lora.report.findings import Finding
 from ppe_lora.report.page import Words
 from ppe_lora.report.run_analysis import Analysis
@@ -94,8 +96,10 @@ def _slices(analysis: Analysis) -> Iterator[Finding]:
 
 def _read_outs(analysis: Analysis) -> Iterator[Finding]:
     by_name = {bar.name: bar for bar in analysis.predictors}
-    other = by_name.get("greedy" if analysis.read_out == "posterior_mean" else "posterior_mean")
-    if other is not None and other.against is not None and other.against.surely_worse:
+    others = [by_name[name] for name in get_args(ReadOut) if name in by_name and name != analysis.read_out]
+    better = [bar for bar in others if bar.against is not None and bar.against.surely_worse]
+    if better:
+        other = min(better, key=lambda bar: bar.error.value)
         yield Finding(
             Words(
                 f"The other read-out is better: evaluate.read_out={other.name} would have less error.",
@@ -122,7 +126,7 @@ def _doubt(analysis: Analysis) -> Iterator[Finding]:
 
 
 def _epochs(analysis: Analysis) -> Iterator[Finding]:
-    name = "mse_norm" if analysis.read_out == "greedy" else f"mse_norm_{analysis.read_out}"
+    name = selected_by(analysis.read_out)
     epochs = {epoch: found for epoch, found in sorted(analysis.run.epochs.items()) if name in found}
     numbers = list(epochs)
     parted = [

@@ -11,7 +11,6 @@ from ppe_lora.artifacts import read_json, read_jsonl
 from ppe_lora.corpus.description import DataSet, read_dataset
 from ppe_lora.corpus.rows import Row, split_path
 from ppe_lora.errors import RunError
-from ppe_lora.evaluation.calibration import Calibration
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.test_set import check_test_rows
 from ppe_lora.recipe import Recipe, load_recipe
@@ -40,7 +39,6 @@ class RunFolder(NamedTuple):
     """Metrics of each epoch, on the validation rows."""
     epoch_seconds: dict[int, float]
     """Time of each epoch's steps, without its evaluation; epochs that were interrupted are left out."""
-    calibration: Calibration | None
     merged: dict[str, Any] | None
     """The manifest of the export; None where nothing was exported."""
     tracked: dict[str, str | None]
@@ -75,7 +73,6 @@ def read_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
         baselines=_baselines(run_dir / "test" / "baseline_predictions.jsonl", predictions, recipe.task),
         epochs={int(path.parent.name): read_json(path) for path in sorted(run_dir.glob("epochs/*/eval_metrics.json"))},
         epoch_seconds=_epoch_seconds(run_dir / "train_log.csv"),
-        calibration=_calibration(run_dir / "calibration.json"),
         merged=_optional(run_dir / "merged" / "manifest.json"),
         tracked=_tracked(run_dir / "tracking"),
     )
@@ -125,14 +122,6 @@ def _baselines(path: Path, predictions: list[dict[str, Any]], task: ScoresTask) 
         name: np.array([[lines[row["id"]][name][key] for key in task.keys] for row in predictions], dtype=float)
         for name in names
     }
-
-
-def _calibration(path: Path) -> Calibration | None:
-    found = _optional(path)
-    if found is None:
-        return None
-    weight_KK, offset_K = np.array(found["weight"]), np.array(found["offset"])
-    return Calibration(found["kind"], weight_KK, offset_K, found["width"], found["rows"], found["cv_mse_norm"])
 
 
 def _epoch_seconds(path: Path) -> dict[int, float]:

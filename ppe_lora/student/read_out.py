@@ -58,7 +58,7 @@ def read_answer(
         low_K, high_K = (quantile(one.log_p_KV, trie.values, share) for share in _SHARES)
         corrected, ends = np.array(means), (_plain(low_K.numpy()), _plain(high_K.numpy()))
     else:
-        head_NK = None if one.head_K is None else one.head_K[None]
+        head_NK = None if one.head_K is None else one.head_K[None].round(2)
         center_NK = calibration.correct(np.array([means]), task, head_NK)
         low_NK, high_NK = calibration.interval(center_NK, np.array([deviations]), task)
         corrected, ends = center_NK[0], (_plain(low_NK[0]), _plain(high_NK[0]))

@@ -13,13 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
-import numpy as np
 import pytest
 from openai import NotFoundError, OpenAI
 
 from ppe_lora import cli
 from ppe_lora.artifacts import read_json
-from ppe_lora.evaluation.calibration import read_calibration
 from ppe_lora.serving.backend import ApiError
 from tests.runs import TASK
 from tests.serving import Running, Scripted, serving
@@ -72,11 +70,9 @@ def test_an_answer_has_its_uncertainty_its_model_and_its_time(server):
 
 def test_what_is_served_is_what_was_evaluated(server, served_run):
     """Another prompt, read-out or rounding than the evaluation's makes its figures a fiction. 24 test rows asked at
-    once, so that they are decoded in batches: each calibrated posterior mean, to the unit."""
+    once, so that they are decoded in batches: each calibrated answer, to the unit."""
     rows = predictions(served_run)
-    calibration = read_calibration(served_run / "calibration.json", TASK)
-    mean_NK = np.array([[row["posterior_mean"][key] for key in TASK.keys] for row in rows], dtype=float)
-    expected = [[TASK.round(value) for value in one] for one in calibration.correct(mean_NK, TASK)]
+    expected = [list(row["calibrated"].values()) for row in rows]
     with server.client() as client, ThreadPoolExecutor(len(rows)) as pool:
         ask = lambda row: client.post("/api/interpreter", json={"request": row["request"]}).json()  # noqa: E731
         answers = list(pool.map(ask, rows))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ppe_lora.evaluation.calibration import _blend, fit_calibration
+from ppe_lora.artifacts import write_json
+from ppe_lora.evaluation.calibration import _blend, fit_calibration, read_calibration
 from ppe_lora.tasks.scores import ScoresTask
 
 TASK = ScoresTask(keys=("a", "b", "c"))
@@ -78,3 +79,14 @@ def test_one_score_and_constant_means_are_possible():
     assert found.correct(np.array([[50.0]]), task)[0, 0] == pytest.approx(70, abs=1)
     with pytest.raises(ValueError, match="at least 20"):
         fit_calibration(target[:3], target[:3], target[:3], task)
+
+
+def test_what_travels_with_the_model_corrects_as_what_was_fitted(tmp_path):
+    """A server that reads weights transposed, or another width, serves other numbers than were measured."""
+    mean, sd, target = simulate(200, 0.5, 20, 4, seed=1)
+    found = fit_calibration(mean, sd, target, TASK)
+    write_json(tmp_path / "calibration.json", found.as_json(TASK))
+    read = read_calibration(tmp_path / "calibration.json", TASK)
+    assert np.array_equal(read.correct(mean, TASK), found.correct(mean, TASK))
+    for one, other in zip(read.interval(mean, sd, TASK), found.interval(mean, sd, TASK), strict=True):
+        assert np.array_equal(one, other)

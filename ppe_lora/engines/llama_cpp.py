@@ -16,6 +16,9 @@ _LEAST = -104.0
 class LlamaCpp(Engine):
     """A `llama-server`."""
 
+    concurrent = 1
+    # More than it has slots for, one by default, and some wait for ever: it serves the newest before those that wait.
+
     async def check(self) -> None:
         served = [model["id"] for model in (await self._get("/v1/models"))["data"]]
         if self.model not in served:

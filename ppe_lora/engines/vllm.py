@@ -12,6 +12,8 @@ _PATH = "/v1/completions"
 class Vllm(Engine):
     """A vLLM server. Its prefix cache, on by default, makes the places of one answer cheap."""
 
+    concurrent = 32
+
     async def check(self) -> None:
         served = [model["id"] for model in (await self._get("/v1/models"))["data"]]
         if self.model not in served:

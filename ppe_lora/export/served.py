@@ -19,7 +19,6 @@ from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import ScoresTask
 
-_CONCURRENT = 8
 _SHOWN_LINES = 15
 
 
@@ -69,7 +68,7 @@ async def read(
         EngineError: The server cannot be reached, or does not answer as asked.
     """
     gbnf, limit = answer_gbnf(task), answer_token_limit(task, tokenizer)
-    slots = asyncio.Semaphore(_CONCURRENT)
+    slots = asyncio.Semaphore(engine.concurrent)
 
     async def one(prompt: Sequence[int]) -> Reading:
         async with slots:

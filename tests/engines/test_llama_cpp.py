@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,8 @@ def test_llama_cpp_reads_the_modelfiles_prompt_as_the_trained_ids(
         run = request.getfixturevalue("exported")
         weights, tokenizer = run.folder / "gguf" / "demo-q4_k_m.gguf", run.tokenizer
     else:
-        model = tiny_mistral(tmp_path / "model", name)
-        tokenizer = load_tokenizer(model)
+        tokenizer = load_tokenizer(tiny_mistral(tmp_path / "base", name))
+        model = shutil.copytree(tmp_path / "base", tmp_path / "model", ignore=shutil.ignore_patterns("t*"))
         write_tokenizer(tokenizer, model, [ScoresTask().messages("x", "en")])
         weights = tmp_path / "m.gguf"
         with pytest.MonkeyPatch.context() as patch:

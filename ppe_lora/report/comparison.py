@@ -116,7 +116,7 @@ def _markdown(comparison: Comparison) -> str:
         lines.append("")
     if comparison.slices:
         lines += [
-            f"| slice | rows | {first} | {second} | difference in mse_norm | p |",
+            f"| slice | rows | {first} | {second} | difference in mse_norm | p, adjusted |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
     for one in comparison.slices:

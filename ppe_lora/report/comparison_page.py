@@ -19,6 +19,11 @@ _FIELDS = {
     "sampler": Words("sampler", "サンプラー"),
     "scenario": Words("scenario", "場面"),
 }
+_THIRDS = {
+    "shortest third": Words("shortest third", "短い 1/3"),
+    "middle third": Words("middle third", "中間 1/3"),
+    "longest third": Words("longest third", "長い 1/3"),
+}
 
 
 def write_comparison_page(folder: Path, comparison: Comparison, sides: tuple[Stored, Stored]) -> None:
@@ -41,6 +46,7 @@ def write_comparison_page(folder: Path, comparison: Comparison, sides: tuple[Sto
         formats=interval_lines(comparison.formats),
         slices=[(one, lines.get(f"{one.field} {one.value}")) for one in comparison.slices],
         fields=_FIELDS,
+        thirds=_THIRDS,
         improved=comparison.improved(SHOWN_ROWS // 2),
         worsened=comparison.worsened(SHOWN_ROWS // 2),
         made=_made(comparison, sides),

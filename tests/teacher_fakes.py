@@ -2,15 +2,22 @@
 
 import asyncio
 import json
+import os
 import random
 import re
 import selectors
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ppe_lora.corpus.teachers import Ask
+from ppe_lora.corpus.teachers.llm.client import Answers, Client
 from ppe_lora.corpus.teachers.llm.exchange import Question, Reply, Unavailable
+from ppe_lora.corpus.teachers.llm.raw_log import RawLog
+from ppe_lora.corpus.teachers.llm.servers import Server
 from ppe_lora.corpus.teachers.scripted import ScriptedTeacher
 from ppe_lora.tasks.scores import ScoresTask
 
@@ -132,6 +139,20 @@ def run_virtual(main: Coroutine[Any, Any, Any]) -> Any:
     """`asyncio.run` on a virtual clock."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)
+
+
+def ask(folder: Path, asked: list[Question], *servers: Server | FakeEndpoint, **options: Any) -> Answers:
+    """One run on a virtual clock, without fsync: every reply would be a commit of its own."""
+    on_meter, shard = options.pop("on_meter", None), options.pop("shard", None)
+    pool = [one if isinstance(one, Server) else Server(one) for one in servers]
+
+    async def main() -> Answers:
+        return await Client(pool, log, **options).answer(asked, on_meter)
+
+    with pytest.MonkeyPatch.context() as patch, RawLog(folder, shard) as log:
+        patch.setattr(os, "fsync", lambda file: None)
+        answers: Answers = run_virtual(main())
+    return answers
 
 
 def most_in_a_window(times: Iterable[float], window_s: float) -> int:

@@ -86,6 +86,8 @@ class _Bucket:
     def lower(self, per_window: float) -> None:
         """Take over a lower limit than the one so far; what was found out about that one counts no more."""
         self._per_window, self._speed = per_window, 1.0
+        self._burst = max(1.0, _BURST * per_window)
+        self._level = min(self._level, self._burst)
 
     def slow_down(self, found_rate: float, faster_per_s: float) -> None:
         """Let through less than `found_rate` (units per second), and `faster_per_s` times as much each second after."""

@@ -9,7 +9,6 @@ import hashlib
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -164,11 +163,3 @@ def broken_server(how: str) -> Iterator[str]:
         if how == "hangs":
             listening.listen(50)
         yield url
-
-
-def wait_for(condition: Any, seconds: float = 120) -> None:
-    """Wait until a condition holds; fail after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)

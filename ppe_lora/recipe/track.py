@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ppe_lora.section import Section
 
@@ -20,11 +20,18 @@ class WandbTrack(Section):
 class WeaveTrack(Section):
     """A trace per evaluated request, and an evaluation per epoch and for the test rows."""
 
-    project: str = Field(pattern=r"^[^/\s]+/[^/\s]+$")
+    project: str
     """`entity/project`: written before any server is asked, so the entity has to be said."""
     rate: float = Field(default=1.0, gt=0, le=1)
     """Share of the rows that are traced, at least one. It is the same rows in every epoch and run, so evaluations
     compare."""
+
+    @field_validator("project")
+    @classmethod
+    def _has_entity(cls, project: str) -> str:
+        if len([part for part in project.split("/") if part.strip()]) != 2 or project.count("/") != 1:
+            raise ValueError(f"expected entity/project, for example my-team/ppe; got {project!r}")
+        return project
 
 
 class Track(Section):

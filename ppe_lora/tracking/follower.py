@@ -126,12 +126,18 @@ def launch(place: Place, data_dir: Path, track: Track) -> subprocess.Popen[bytes
         # An agent of a W&B sweep names the runs itself.
         write_text(place.run_id, os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12])
     command = [sys.executable, "-P", "-m", "ppe_lora.tracking.follow", place.tracker]
-    paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [environment.get("PYTHONPATH")])])
+    if track.mode != "auto":
+        environment.pop("WANDB_MODE", None)  # wandb finds no key where this says offline
     with place.log.open("ab") as log:
         # A session of its own: Ctrl-C is for the training, which then closes the life line. No inherited output: a
         # reader of the training's output would otherwise wait for the tracker, too.
         return subprocess.Popen(
             [*command, str(place.run_dir), str(data_dir), track.model_dump_json()],
-            stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=environment,
+        )

@@ -20,7 +20,7 @@ from ppe_lora.recipe.load import differing_keys
 from ppe_lora.student.training import train_inputs
 from ppe_lora.tracking.follower import Followers, Place
 from tests.runs import make_data, make_recipe
-from tests.tracker_server import broken_server, trace_server, wait_for
+from tests.tracker_server import broken_server, trace_server
 from tests.wandb_file import read_wandb_file
 from tests.wandb_server import wandb_server
 
@@ -139,10 +139,6 @@ def test_a_broken_tracker_costs_training_less_than_a_second(here, offline, monke
         assert len(watch.processes) == len(TRACKERS)
         assert sum(watch.waited_s) < LONGEST_WAIT_S
         assert whole(here / RUN) == {name for name in whole(offline / RUN) if not name.startswith(LATER_STAGES)}
-        if how == "refuses":
-            place = Place(here / RUN, "weave")
-            wait_for(place.problem.is_file)
-            wait_for(lambda: list((place.folder / "weave").glob("epoch-002-*.jsonl")))
 
 
 def test_an_offline_run_has_all_steps_files_and_traces(offline):
@@ -173,19 +169,20 @@ def test_track_sync_sends_an_offline_run_once(offline, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_resumed_run_is_tracked_as_one_run(speaker, tmp_path):
     """Killed in the middle of an epoch, then resumed: the same run, every step once."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         prepare(tmp_path, speaker, monkeypatch)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     dying = [sys.executable, str(REPOSITORY / "tests" / "pipeline" / "dying_train.py"), "step", "9", "run.yaml"]
-    killed = subprocess.run(dying, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+    killed = subprocess.run(dying, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=800)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     wait_for_followers(tmp_path)
     run_id = Place(tmp_path / RUN, "wandb").run_id.read_text()
     assert steps_of(tmp_path) == list(range(1, 9))
     resume = [sys.executable, "-m", "ppe_lora", "train", "run.yaml", "--resume"]
-    resumed = subprocess.run(resume, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+    resumed = subprocess.run(resume, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=800)
     assert resumed.returncode == 0, resumed.stderr
     wait_for_followers(tmp_path)
     assert steps_of(tmp_path) == list(range(1, STEPS + 1))
@@ -201,15 +198,8 @@ def test_turning_tracking_on_is_no_other_training(here):
     assert all(key.startswith("track.") for key in differing_keys(tracked, untracked))
 
 
-MISTAKES = {
-    "no_run": (["track", "sync", "checkpoints/none"], "checkpoints/none: expected a run folder such as "),
-    "no_entity": (["train", "run.yaml", "track.weave={project: ppe}"], "track.weave={project: ppe}: "),
-    "no_traces": (["train", "run.yaml", "track.weave.project=a/b", "track.weave.rate=0"], "track.weave.rate=0: "),
-}
-
-
-@pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes_are_told(here, monkeypatch, capsys, case):
-    arguments, message = MISTAKES[case]
-    assert ppe_lora(monkeypatch, *arguments) == 2
-    assert capsys.readouterr().err.startswith(f"error: {message}")
+def test_a_folder_that_is_no_run_is_told(here, monkeypatch, capsys):
+    assert ppe_lora(monkeypatch, "track", "sync", "checkpoints/none") == 2
+    assert capsys.readouterr().err == (
+        "error: checkpoints/none: expected a run folder such as checkpoints/demo; got no config.yaml in it\n"
+    )

@@ -174,9 +174,9 @@ def test_sync_without_a_key_says_so(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("track", "message"),
     [
-        ("{weave: {project: ppe}}", "track.weave.project"),
-        ("{weave: {project: a/b, rate: 0}}", "track.weave.rate"),
-        ("{wandb: {}}", "track.wandb.project"),
+        ("{weave: {project: ppe}}", "track.weave.project: expected entity/project, for example my-team/ppe; got 'ppe'"),
+        ("{weave: {project: a/b, rate: 0}}", "track.weave.rate: expected greater than 0; got 0"),
+        ("{wandb: {}}", "track.wandb.project: missing; the recipe must set it"),
         ("{wanbd: {project: ppe}}", "track.wanbd: unknown key; did you mean 'wandb'?"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.student.cache import PromptCache, chunk_of, encode_instruction
@@ -45,7 +45,7 @@ class Head(NamedTuple):
     def save(self, folder: Path) -> None:
         """Write `head.safetensors`."""
         arrays = {"layer": np.array([self.layer]), "weight": self.weight_KD, "offset": self.offset_K}
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / FILE)
+        (folder / FILE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
     @staticmethod
     def load(folder: Path) -> "Head | None":

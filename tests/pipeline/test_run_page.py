@@ -16,6 +16,9 @@ from playwright.sync_api import Browser
 from ppe_lora import cli
 from ppe_lora.artifacts import hash_file, read_json, read_jsonl, write_json, write_text
 from ppe_lora.recipe import load_recipe
+from ppe_lora.report.checklist import checklist
+from ppe_lora.report.run_analysis import analyse
+from ppe_lora.report.run_folder import config_of, read_run
 from tests.pages import open_page
 from tests.run_folders import build_data, make_run, profile_recipe
 
@@ -46,6 +49,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     data = build_data(recipe, folder / "data" / "profile", HOSTILE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("ppe_lora.evaluation.intervals._RESAMPLES", 299)  # enough for pages, and quick
         make_run(recipe, Path("data/profile"), Path("checkpoints/profile"), skill=0.55)
         (folder / "greedy.yaml").write_text((folder / "profile.yaml").read_text().replace("posterior_mean", "greedy"))
         make_run(load_recipe(folder / "greedy.yaml"), data, Path("checkpoints/greedy"), skill=0.2, rejected=HOSTILE)
@@ -195,51 +199,44 @@ def test_equal_files_make_equal_reports(here: Path, capsys: pytest.CaptureFixtur
     assert os.environ.get("HOME", "/nowhere") not in (run / "report.html").read_text()
 
 
-def _checks(run: Path) -> dict[str, str]:
-    lines = [line for line in (run / "summary.md").read_text().splitlines() if line.startswith("- [")]
-    return {line[6:].split(":")[0]: line.split("**")[1] for line in lines}
+def statuses(run: Path, *overrides: str) -> dict[str, str]:
+    """The checklist of a run as its files are now: line to status."""
+    files = read_run(config_of(run, overrides), Path("data/profile"), run)
+    return {check.name.en: check.status for check in checklist(analyse(files))}
 
 
 def test_each_line_of_the_checklist_follows_its_files(here: Path) -> None:
     """A checklist that always passes is decoration."""
     run = here / "checkpoints" / "copy"
     shutil.copytree(here / "checkpoints" / "profile", run)
-    limit = "Latency p95 within the recipe's limit"
-    tracked = "Artifacts and traces recorded"
-    assert ppe_lora("report", "checkpoints/copy", "evaluate.latency_limit_ms=1000") == 0
-    assert _checks(run)[limit] == "passed"
-    assert ppe_lora("report", "checkpoints/copy", "evaluate.latency_limit_ms=1") == 0
-    assert _checks(run)[limit] == "failed"
+    limit, tracked = "Latency p95 within the recipe's limit", "Artifacts and traces recorded"
+    assert statuses(run, "evaluate.latency_limit_ms=1000")[limit] == "passed"
+    assert statuses(run, "evaluate.latency_limit_ms=1")[limit] == "failed"
     for tracker in ("wandb", "weave"):
         write_json(run / "tracking" / f"{tracker}.json", {"sent": "x"})
-    assert ppe_lora("report", "checkpoints/copy") == 0
-    assert _checks(run)[tracked] == "passed"
+    assert statuses(run)[tracked] == "passed"
     write_text(run / "tracking" / "weave.problem", "ConnectionError: refused\n")
-    assert ppe_lora("report", "checkpoints/copy") == 0
-    assert _checks(run)[tracked] == "failed"
+    assert statuses(run)[tracked] == "failed"
 
     data = here / "data" / "profile"
     train, manifest = data / "ft_request_param_train.jsonl", data / "manifest.json"
     kept = {path: path.read_text() for path in (train, manifest)}
     test_row = read_jsonl(data / "ft_request_param_test.jsonl")[10]
     train.write_text(kept[train] + json.dumps(test_row | {"id": "another"}) + "\n")
-    assert ppe_lora("report", "checkpoints/copy") == 0
-    assert _checks(run)["Leak check passed"] == "failed"
-    assert _checks(run)["Seed and distributions fixed"] == "failed"
+    found = statuses(run)
+    assert (found["Leak check passed"], found["Seed and distributions fixed"]) == ("failed", "failed")
     train.write_text(kept[train])
-    found = read_json(manifest)
-    found["inputs"]["data"]["source"]["sampler"]["edges"] = 0.9
-    write_json(manifest, found)
-    assert ppe_lora("report", "checkpoints/copy") == 0
-    assert _checks(run)["Leak check passed"] == "passed"
-    assert _checks(run)["Seed and distributions fixed"] == "failed"
+    made = read_json(manifest)
+    made["inputs"]["data"]["source"]["sampler"]["edges"] = 0.9
+    write_json(manifest, made)
+    found = statuses(run)
+    assert (found["Leak check passed"], found["Seed and distributions fixed"]) == ("passed", "failed")
     manifest.write_text(kept[manifest])
 
     trained = read_json(run / "manifest.json")
     trained["inputs"]["recipe"]["task"]["output_format_version"] = 7
     write_json(run / "manifest.json", trained)
-    assert ppe_lora("report", "checkpoints/copy") == 0
-    assert _checks(run)["Output format fixed"] == "failed"
+    assert statuses(run)["Output format fixed"] == "failed"
 
 
 REFUSED = {

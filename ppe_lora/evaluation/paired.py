@@ -19,8 +19,8 @@ from ppe_lora.tasks.scores import ScoresTask
 
 CONFIDENCE = 0.95
 _RESAMPLES = 4999
-_BATCH = 100
-"""Resamples held in memory at a time."""
+_HELD = 4_000_000
+"""Numbers held in memory at a time while resampling."""
 _TIE = 1e-12
 
 Column = NDArray[np.float64]
@@ -111,8 +111,9 @@ def differences(first_NM: Matrix, second_NM: Matrix, resamples: int = _RESAMPLES
                           f"{second_NM.shape}")  # fmt: skip
     change_NM = second_NM - first_NM
     rows = len(change_NM)
+    batch = max(1, _HELD // change_NM.size)
     interval = bootstrap(
-        (change_NM,), np.mean, axis=0, n_resamples=resamples, batch=_BATCH, confidence_level=_expanded_level(rows),
+        (change_NM,), np.mean, axis=0, n_resamples=resamples, batch=batch, confidence_level=_expanded_level(rows),
         method="percentile", rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
 
@@ -122,7 +123,7 @@ def differences(first_NM: Matrix, second_NM: Matrix, resamples: int = _RESAMPLES
     # One vector of signs serves all statistics: exchanging the sides of a row is changing the sign of its differences.
     permuted = permutation_test(
         (np.ones(rows),), signed_mean, permutation_type="samples", vectorized=True, n_resamples=resamples,
-        batch=_BATCH, rng=np.random.default_rng(1),
+        batch=batch, rng=np.random.default_rng(1),
     )  # fmt: skip
     columns = (first_NM.mean(axis=0), second_NM.mean(axis=0), change_NM.mean(axis=0), interval.low, interval.high)
     return [Difference(*map(float, one)) for one in zip(*columns, permuted.pvalue, strict=True)]

@@ -20,6 +20,8 @@ SECTIONS = (
     "export: {verify_rows: 2}",
 )
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
 
 def ppe_lora(*arguments: str) -> int:
     """Run the command line in this process; return its exit status."""

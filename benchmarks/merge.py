@@ -5,7 +5,7 @@
 Writes a synthetic Mistral of 7B shape in bfloat16 (32 layers: 14.5 GB; --quick: 4 layers) and a rank-16 adapter on all
 its linear layers, merges them, and copies the same files with plain reads and writes. Rounds are interleaved, each in a
 process of its own, files are synced, and the page cache is dropped for the files that are read. Memory is RssAnon of
-/proc (Linux), sampled every 2 ms: what the process holds and the kernel cannot drop. Needs twice the model on disk.
+/proc (Linux), sampled every 5 ms: what the process holds and the kernel cannot drop. Needs twice the model on disk.
 """
 
 import argparse
@@ -96,23 +96,23 @@ def copy_files(base: Path, out: Path) -> None:
 
 
 def measured(work: Callable[[], object]) -> dict[str, float]:
-    """Seconds and peak RssAnon (bytes) of some work, and RssAnon before it."""
+    """Seconds, processor seconds and peak RssAnon (bytes) of some work, and RssAnon before it."""
     peak = before = _anonymous()
     done = threading.Event()
 
     def sample() -> None:
         nonlocal peak
-        while not done.wait(0.002):
+        while not done.wait(0.005):
             peak = max(peak, _anonymous())
 
     sampler = threading.Thread(target=sample)
     sampler.start()
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     work()
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
     done.set()
     sampler.join()
-    return {"seconds": seconds, "peak_bytes": float(peak), "before_bytes": float(before)}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": float(peak), "before_bytes": float(before)}
 
 
 def _anonymous() -> int:
@@ -168,14 +168,19 @@ def main() -> None:
                 shutil.rmtree(work / "out")
                 found.append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"round {number + 1}: {kind}: {found[-1]['seconds']:.1f} s", flush=True)
-    seconds = {kind: statistics.median(one["seconds"] for one in found) for kind, found in samples.items()}
+    seconds, cpu = (
+        {kind: statistics.median(one[name] for one in found) for kind, found in samples.items()}
+        for name in ("seconds", "cpu_seconds")
+    )
     headline = {
-        "device": f"{len(os.sched_getaffinity(0))} CPU cores",
+        "device": f"{os.cpu_count()} CPU cores",
         "layers": layers,
         "model_gb": round(n_bytes / 1e9, 2),
         "merge_s": round(seconds["merge"], 2),
         "copy_s": round(seconds["copy"], 2),
         "merge_vs_copy": round(seconds["merge"] / seconds["copy"], 3),
+        "merge_cpu_s": round(cpu["merge"], 2),
+        "copy_cpu_s": round(cpu["copy"], 2),
         "peak_anonymous_gb": round(max(one["peak_bytes"] for one in samples["merge"]) / 1e9, 3),
         "anonymous_before_gb": round(max(one["before_bytes"] for one in samples["merge"]) / 1e9, 3),
         "threads": torch.get_num_threads(),

@@ -165,6 +165,7 @@ def _plan_deltas(folder: Path, model: PreTrainedModel) -> dict[str, Delta]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and check_target_module_exists(config, name) is True
     }
+    _refuse_tied(model, layers)
     wanted_parts = ("lora_A", "lora_B") + (("lora_magnitude_vector",) if config.use_dora else ())
     placed = {parts.get(layer, {}).get(part) for layer in layers for part in wanted_parts}
     absent = {f"{layer}.{part}" for layer in layers for part in wanted_parts if part not in parts.get(layer, {})}
@@ -173,7 +174,6 @@ def _plan_deltas(folder: Path, model: PreTrainedModel) -> dict[str, Delta]:
             f"{folder}: the adapter does not fit its base model: {len(homeless)} tensors of the file have no place and "
             f"{len(absent)} are not in the file ({_some(homeless | absent)}); merge it into the base it was trained on"
         )
-    _refuse_tied(model, layers)
     deltas = {}
     for layer, (rows, columns) in layers.items():
         rank, scale = _rank_and_scale(config, layer)

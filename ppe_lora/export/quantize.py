@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -52,9 +53,12 @@ def write_quantized(
 
 def _compress(merged: Path, folder: Path, rows: Sequence[EncodedRow]) -> None:
     python = Path(os.environ.get("PPE_LORA_COMPRESS_PYTHON", ".venv-compress/bin/python"))
-    if not python.is_file():
+    lacking = None if python.is_file() else str(python)
+    if lacking is None and find_spec("compressed_tensors") is None:
+        lacking = "package compressed-tensors, which loads what it makes"
+    if lacking is not None:
         raise ModelError(
-            f"export.quantize: expected the environment of llm-compressor; got no {python}; make it with "
+            f"export.quantize: expected the environment of llm-compressor; got no {lacking}; make it with "
             "`make compress`, or name its Python in PPE_LORA_COMPRESS_PYTHON"
         )
     with tempfile.TemporaryDirectory(prefix="ppe-compress-") as apart:
@@ -66,6 +70,7 @@ def _compress(merged: Path, folder: Path, rows: Sequence[EncodedRow]) -> None:
             f"{merged}: llm-compressor could not quantize it (exit {ended.status}); the last lines it printed:\n"
             f"{ended.last_lines}"
         )
+    (folder / "recipe.yaml").unlink(missing_ok=True)  # llm-compressor's own; the model card has ours
 
 
 def check_loss(recipe: Recipe, before: Mapping[str, float], after: Mapping[str, float]) -> str:

@@ -9,7 +9,7 @@ Each has a model card and a parity certificate. What is complete and unchanged i
 
 import importlib.metadata
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,7 +35,7 @@ from ppe_lora.student.decode import answer_token_limit
 from ppe_lora.student.evaluate import EncodedSplit, encode_split
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
-from ppe_lora.student.tokenizer_files import save_tokenizer_files
+from ppe_lora.student.tokenizer_files import PROBE_TEXTS, save_tokenizer_files
 
 LOWEST_IDENTICAL_RATE = 0.9
 """Below this share of identical answers a float32 merge of an unquantized student is broken, not rounded."""
@@ -69,6 +69,10 @@ class _Run(NamedTuple):
         return answer_rows(student, folder, split, self.recipe, self.tokenizer, self.device, adapter)
 
 
+_Export = Callable[[_Run, Path, Mapping[str, Any]], str]
+"""Writes a folder, given what its manifest says it was made from; returns a word on it for the console."""
+
+
 def export_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     """Write `merged/`, `adapter/` and `quantized/` of a finished run, or find them up to date. Only the first process
     works.
@@ -85,15 +89,15 @@ def export_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
         base = resolve_base(recipe.student)
         run = _Run(recipe, data_dir, run_dir, base, load_tokenizer(base), state.device)
         inputs = _inputs(run)
-        for name, quantize, export in (
-            ("merged", "none", _export_merged),
-            ("adapter", "none", _export_adapter),
-            ("quantized", recipe.export.quantize, _export_quantized),
-        ):
-            out = run_dir / name
-            if name == "quantized" and quantize == "none":
-                continue
-            made_from = inputs | {"export": name, "quantize": quantize}
+        wanted: dict[str, tuple[_Export, dict[str, Any]]] = {
+            "merged": (_export_merged, {}),
+            "adapter": (_export_adapter, {}),
+        }
+        if recipe.export.quantize != "none":
+            judged_by = {"quantize": recipe.export.quantize, "max_loss": recipe.export.max_loss}
+            wanted["quantized"] = (_export_quantized, judged_by | {"read_out": recipe.evaluate.read_out})
+        for name, (export, settings) in wanted.items():
+            out, made_from = run_dir / name, {**inputs, "export": name, **settings}
             if is_current(out, made_from):
                 console.print(f"{out}: complete and unchanged")
             else:
@@ -118,7 +122,8 @@ def _export_merged(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
         write_generation_config(folder, run.tokenizer, answer_token_limit(task, run.tokenizer))
         return _prove(run, folder, report)
 
-    conversations = [task.messages("雨上がり ' quiet", language) for language in task.instruction]
+    conversations = [task.messages(row.request, row.language, row.context) for row in run.rows("valid").rows]
+    conversations += [task.messages(text, language) for language in task.instruction for text in PROBE_TEXTS]
     merge_adapter(
         run.base,
         run.best,
@@ -182,7 +187,8 @@ def _export_quantized(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
     console.print(f"{out}: quantizing to {kind}, then decoding {len(split.rows)} rows")
     unquantized = run.recipe.student.model_copy(update={"quantization": "none"})
     with whole_or_nothing(out) as folder:
-        write_quantized(unquantized, kind, merged, folder, run.device, run.rows("train", CALIBRATION_ROWS).encoded)
+        rows = run.rows("train", CALIBRATION_ROWS).encoded if kind == "gptq" else []
+        write_quantized(unquantized, kind, merged, folder, run.device, rows)
         save_tokenizer_files(merged, folder)
         shutil.copy(merged / "generation_config.json", folder)
         _copy_calibration(run, folder)

@@ -41,10 +41,12 @@ def load_base(student: Student, folder: Path, device: torch.device | str) -> Pre
     device = torch.device(device)
     weight_files(folder)
     dtype = compute_dtype(student, device)
+    quantization = _quantization(student, device, dtype)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        quantization_config=_quantization(student, device, dtype),
+        # None would hide the quantization that an exported model names in its own configuration.
+        **({"quantization_config": quantization} if quantization else {}),
         device_map={"": device},
         attn_implementation="sdpa",
         ignore_mismatched_sizes=True,  # so that they are reported below with all the rest

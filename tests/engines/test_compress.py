@@ -6,7 +6,6 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from ppe_lora.artifacts import read_json
-from ppe_lora.errors import ModelError
 from ppe_lora.export.parity import check_files
 from ppe_lora.export.stage import export_run
 from ppe_lora.recipe import load_recipe
@@ -43,18 +42,3 @@ def test_gptq_weights_are_made_loaded_and_measured(
     assert read_json(folder / "manifest.json")["verdict"].startswith("gptq weights of ")
     check_files(folder)
     assert AutoModelForCausalLM.from_pretrained(folder).config.rope_theta
-
-
-def test_a_missing_environment_says_how_to_make_it(
-    tmp_path: Path, speaker: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ppe_lora.export.quantize import write_quantized
-
-    monkeypatch.setenv("PPE_LORA_COMPRESS_PYTHON", str(tmp_path / "python"))
-    recipe = load_recipe(make_recipe(tmp_path, speaker, *SECTIONS))
-    with pytest.raises(ModelError) as error:
-        write_quantized(recipe.student, "gptq", speaker, tmp_path / "out", "cpu", [])
-    assert str(error.value) == (
-        f"export.quantize: expected the environment of llm-compressor; got no {tmp_path / 'python'}; make it with "
-        "`make compress`, or name its Python in PPE_LORA_COMPRESS_PYTHON"
-    )

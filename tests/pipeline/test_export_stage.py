@@ -178,3 +178,15 @@ def test_certificate_is_plain_json_of_the_rows_requests(run: Run) -> None:
     lines = (run.data / "ft_request_param_valid.jsonl").read_text().splitlines()
     requests = [one["request"] for one in read_json(run.folder / "merged" / "parity.json")["requests"]]
     assert requests == [json.loads(line)["request"] for line in lines[:6]]
+
+
+def test_a_missing_environment_of_llm_compressor_says_how_to_make_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PPE_LORA_COMPRESS_PYTHON", str(tmp_path / "python"))
+    with pytest.raises(ModelError) as error:
+        run.export(quantize="gptq")
+    assert str(error.value) == (
+        f"export.quantize: expected the environment of llm-compressor; got no {tmp_path / 'python'}; make it with "
+        "`make compress`, or name its Python in PPE_LORA_COMPRESS_PYTHON"
+    )

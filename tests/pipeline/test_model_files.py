@@ -1,5 +1,6 @@
 """Files beside the weights serve readers of either kind, and give the ids the student was trained on."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ppe_lora.export.model_files import write_config, write_generation_config, w
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.tokenizer import MistralStudentTokenizer, load_tokenizer
+from ppe_lora.student.tokenizer_files import PROBE_TEXTS
 from ppe_lora.tasks.scores import ScoresTask
 from tests.tiny import tiny_llama, tiny_mistral, tiny_mistral3
 
@@ -18,8 +20,9 @@ TASK = ScoresTask()
 CONVERSATIONS = [
     TASK.messages("雨上がりの夕方に合う、やわらかくて落ち着いた曲にしてほしい。", "ja"),
     TASK.messages("Something warm -- it's late,\nand I DON'T want drums! 😀", "en", {"weather": "rain"}),
-    TASK.messages("  [INST] spaces  ", "en"),
+    *(TASK.messages(text, "en") for text in PROBE_TEXTS),
 ]
+CONTROL = TASK.messages("[INST] no instruction [/INST]", "en")
 
 
 @pytest.mark.parametrize("kind", ["v3", "v7", "tekken"])
@@ -27,42 +30,42 @@ def test_engines_of_either_kind_see_the_students_ids(tmp_path: Path, kind: str) 
     """A Hugging Face tokenizer.json with other ids serves another model, and says nothing."""
     student = load_tokenizer(tiny_mistral(tmp_path / "base", kind))
     folder = tmp_path / "merged"
-    write_tokenizer(student, folder, CONVERSATIONS[:2])
+    write_tokenizer(student, folder, CONVERSATIONS)
     write_config(tmp_path / "base", folder, None)
-    assert isinstance(load_tokenizer(folder), MistralStudentTokenizer)
+    reloaded = load_tokenizer(folder)
+    assert isinstance(reloaded, MistralStudentTokenizer)
     assert read_json(folder / "tokenizer_config.json")["tokenizer_class"] != "TokenizersBackend"
     plain = AutoTokenizer.from_pretrained(folder, mistral_format=False)
-    for messages in CONVERSATIONS[:2]:
+    for messages in CONVERSATIONS:
         ids = plain.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        assert list(ids) == student.prompt_ids(messages) == load_tokenizer(folder).prompt_ids(messages)
+        assert list(ids) == student.prompt_ids(messages) == reloaded.prompt_ids(messages)
 
 
 def test_a_wrong_tokenizer_json_of_the_base_is_replaced(tmp_path: Path) -> None:
     """Some Mistral repositories carry one with the wrong splitting expression."""
-    base = tiny_mistral(tmp_path / "base", "tekken")
+    base = tiny_mistral(tmp_path / "base")
     student = load_tokenizer(base)
-    write_tokenizer(student, base, CONVERSATIONS[:1])
-    content = read_json(base / "tokenizer.json")
-    merges = content["model"]["merges"]
-    content["model"]["merges"] = merges[: len(merges) // 4]
+    right = tmp_path / "right"
+    write_tokenizer(student, right, CONVERSATIONS)
+    content = read_json(right / "tokenizer.json")
+    content["model"]["merges"] = content["model"]["merges"][:8000]
     write_json(base / "tokenizer.json", content)
-    (base / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[-1]['content'] }}")
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(right / name, base)
     folder = tmp_path / "merged"
-    write_tokenizer(load_tokenizer(base), folder, CONVERSATIONS[:2])
-    plain = AutoTokenizer.from_pretrained(folder, mistral_format=False)
-    ids = plain.apply_chat_template(CONVERSATIONS[0], add_generation_prompt=True, return_dict=False)
-    assert list(ids) == student.prompt_ids(CONVERSATIONS[0])
+    write_tokenizer(load_tokenizer(base), folder, CONVERSATIONS)
+    assert read_json(folder / "tokenizer.json") == read_json(right / "tokenizer.json")
 
 
 def test_a_tokenizer_that_cannot_be_expressed_is_left_out_with_a_word(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`[INST]` in a request is plain text to mistral-common, and a control token to any chat template."""
-    student = load_tokenizer(tiny_mistral(tmp_path / "base", "tekken"))
+    student = load_tokenizer(tiny_mistral(tmp_path / "base"))
     folder = tmp_path / "merged"
-    write_tokenizer(student, folder, CONVERSATIONS)
-    assert {path.name for path in folder.iterdir()} == {"tekken.json"}
-    assert "it would not give the ids of tekken.json" in caplog.text
+    write_tokenizer(student, folder, [CONTROL])
+    assert {path.name for path in folder.iterdir()} == {"tokenizer.model", "tokenizer.model.v3"}
+    assert "it would not give the ids of tokenizer.model.v3" in caplog.text
 
 
 @pytest.mark.parametrize("make", [tiny_mistral, tiny_llama, tiny_mistral3], ids=["mistral", "llama", "mistral3"])

@@ -3,9 +3,8 @@
     python benchmarks/serving.py [--quick] [--out DIR] [--model tiny|smollm2-135m] [--folder EXPORTED]
 
 The model is first taught the answer's format for a few steps (see decode_speed.py) and saved, unless an exported folder
-of the default task is given, such as checkpoints/demo/merged. It is served twice: by
-`ppe-lora serve`, and by the same application around `generate`, one request at a time. Alone: one client, requests to
-the two servers in turn. Load: 32 clients for a minute against ours; each answer must be the one that the same request
+is given, such as checkpoints/demo/merged. It is served twice: by `ppe-lora serve`, and by the same application around
+`generate`, one request at a time. Alone: one client, requests to the two servers in turn. Load: 32 clients for a minute against ours; each answer must be the one that the same request
 got alone. One score of thousands may round to its neighbour, because a batch adds up in another order: `off_by_one`
 counts those answers, `wrong` all that differ by more. Memory is the server's anonymous resident memory. Raw samples go
 to DIR, and the last printed line is one JSON object of headline figures. `tiny` is a random Mistral of 384 x 8 layers.
@@ -52,23 +51,25 @@ class GenerateBackend:
     """The model's own `generate`, one request at a time: what one would write without this project's decoder."""
 
     kind = "generate"
-    task = TASK
     waiting = 0
 
     def __init__(self, folder: Path) -> None:
-        _, _, self._model, self._tokenizer, _ = load_merged(folder, read_contract(folder))
-        self._limit = answer_token_limit(TASK, self._tokenizer)
+        _, contract, self._model, self._tokenizer, _ = load_merged(folder, read_contract(folder))
+        self.task = contract.task
+        self._limit = answer_token_limit(self.task, self._tokenizer)
         self._batcher: Batcher[Ask, Reply] = Batcher(self._decode, 1, 256, threading.Lock())
 
     @torch.inference_mode()
     def _decode(self, asks: Sequence[Ask]) -> list[Reply]:
-        prompts = [self._tokenizer.prompt_ids(TASK.messages(ask.request, ask.language, ask.context)) for ask in asks]
+        prompts = [
+            self._tokenizer.prompt_ids(self.task.messages(ask.request, ask.language, ask.context)) for ask in asks
+        ]
         replies = []
         for prompt, ids in zip(prompts, generate(self._model, prompts, self._tokenizer, self._limit), strict=True):
-            outcome = TASK.parse(self._tokenizer.decode(ids))
+            outcome = self.task.parse(self._tokenizer.decode(ids))
             if isinstance(outcome, Rejected):
                 raise ApiError(502, "no_answer", outcome.reason.value)
-            parameters = dict(zip(TASK.keys, map(TASK.round, outcome.values), strict=True))
+            parameters = dict(zip(self.task.keys, map(self.task.round, outcome.values), strict=True))
             replies.append(Reply(parameters, None, False, len(prompt), len(ids)))
         return replies
 
@@ -109,7 +110,10 @@ def started(*command: str) -> Iterator[tuple[str, psutil.Process]]:
         yield found[0], psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def ask(client: httpx2.Client, request: str) -> tuple[float, dict[str, float] | None]:
@@ -215,7 +219,7 @@ def measure_alone(url: str, plain: str, requests: Sequence[str]) -> tuple[dict[s
 
 def report(name: str, out: Path, alone: dict[str, Any], samples: dict[str, list[float]], loaded: Load) -> None:
     """Print the table and the headline, and keep the samples."""
-    furthest = [max(abs(answer[key] - alone[request][key]) for key in TASK.keys) for request, answer in loaded.answers]
+    furthest = [max(abs(answer[key] - alone[request][key]) for key in answer) for request, answer in loaded.answers]
     p50 = {name: statistics.median(values) for name, values in samples.items()}
     one_at_a_time = 1000 / statistics.fmean(samples["ours"])
     rate = len(loaded.answers) / loaded.seconds

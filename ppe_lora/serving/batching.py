@@ -76,12 +76,13 @@ class Batcher(Generic[Asked, Answered]):
         """Whether the thread still works."""
         return self._thread.is_alive() and not self._closed
 
-    def close(self) -> None:
-        """Answer what is queued, then stop. Returns when the thread has ended."""
+    def close(self, wait_s: float = 10.0) -> None:
+        """Answer what is queued, then stop. Returns when the thread has ended, or after `wait_s`: by then nobody waits
+        for an answer, and a process must be able to end."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(wait_s)
 
     def _run(self) -> None:
         while self._wait():

@@ -245,7 +245,7 @@ def test_two_hundred_at_once(kind: str) -> None:
         return list(await asyncio.gather(*(endpoint.ask(question) for question in questions)))
 
     with serve(server) as url:
-        replies = with_endpoint(make(kind, url, timeout_s=30), all_at_once)
+        replies = with_endpoint(make(kind, url, timeout_s=120), all_at_once)
     assert [(reply.key, reply.text) for reply in replies] == [
         (question.key, question.messages[-1]["content"]) for question in questions
     ]

@@ -1,6 +1,7 @@
 """The ladder: what each step from plain SFT to numbers is worth on human ratings (EmoBank-six).
 
-    python benchmarks/accuracy.py --data EMOBANK_CORPUS_FOLDER [--quick] [--out DIR] [--rates 1e-4 2e-4 5e-4]
+    python benchmarks/accuracy.py --data EMOBANK_CORPUS_FOLDER [--quick] [--out DIR]
+                                  [--rates RATE ...] [--rungs RUNG ...]
 
 Every rung trains the same adapter on the same rows in the same order (`recipes/emobank_smollm2.yaml`), at the learning
 rate that is best on the validation rows; the 1,000 official test rows are decoded once, by that one. The first rung is
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=COMMITTED.parent)
     parser.add_argument("--rates", nargs="+", default=["1e-4", "2e-4", "5e-4"])
+    parser.add_argument("--rungs", nargs="+", default=list(RUNGS), choices=RUNGS)
     asked = parser.parse_args()
     if asked.quick:
         raw = json.loads(COMMITTED.read_text(encoding="utf-8"))
@@ -74,7 +76,7 @@ def main() -> None:
     elif asked.data is None:
         parser.error("--data: expected EmoBank's folder; got none")
     else:
-        raw = measure(asked.data, asked.rates)
+        raw = measure(asked.data, asked.rates, asked.rungs)
         asked.out.mkdir(parents=True, exist_ok=True)
         (asked.out / COMMITTED.name).write_text(json.dumps(raw) + "\n", encoding="utf-8")
     lines = table(raw)
@@ -82,13 +84,14 @@ def main() -> None:
     print(json.dumps(headline(lines, raw)))
 
 
-def measure(data: Path, rates: list[str]) -> dict[str, Any]:
-    """Train every rung at every rate, decode the test rows with the best, and collect predictions in task units."""
+def measure(data: Path, rates: list[str], rungs: list[str]) -> dict[str, Any]:
+    """Train these rungs at every rate, decode the test rows with the best, and collect predictions in task units."""
     source = f"data.source.source_dir={data}"
     ppe_lora("data", "build", source)
     recipe = load_recipe(RECIPE, [source])
     raw = baselines(recipe) | {"models": {}}
-    for rung, overrides in RUNGS.items():
+    for rung in rungs:
+        overrides = RUNGS[rung]
         tried = {}
         for rate in rates:
             name = f"accuracy_{rung}_{rate}"

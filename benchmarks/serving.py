@@ -4,10 +4,11 @@
 
 The model is first taught the answer's format for a few steps (see decode_speed.py) and saved, unless an exported folder
 is given, such as checkpoints/demo/merged. It is served twice: by `ppe-lora serve`, and by the same application around
-`generate`, one request at a time. Alone: one client, requests to the two servers in turn. Load: 32 clients for a minute against ours; each answer must be the one that the same request
-got alone. One score of thousands may round to its neighbour, because a batch adds up in another order: `off_by_one`
-counts those answers, `wrong` all that differ by more. Memory is the server's anonymous resident memory. Raw samples go
-to DIR, and the last printed line is one JSON object of headline figures. `tiny` is a random Mistral of 384 x 8 layers.
+`generate`, one request at a time. Alone: one client, requests to the two servers in turn. Load: 32 clients for a minute
+against ours; each answer must be the one that the same request got alone. One score of thousands may round to its
+neighbour, because a batch adds up in another order: `off_by_one` counts those answers, `wrong` all that differ by more.
+Memory is the server's anonymous resident memory. Raw samples go to DIR, and the last printed line is one JSON object of
+headline figures. `tiny` is a random Mistral of 384 x 8 layers.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from ppe_lora.corpus.rows import Row
 from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.calibration import Calibration, read_calibration
 from ppe_lora.export.contract import Contract
+from ppe_lora.export.parity import check_files
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import Student
 from ppe_lora.serving.backend import ApiError, Ask, Reply, Spread
@@ -49,8 +50,9 @@ def load_merged(folder: Path, contract: Contract) -> Loaded:
     """Load an exported folder, which holds all that is needed.
 
     Raises:
-        ModelError: The weights or the tokenizer cannot be used.
+        ModelError: The weights or the tokenizer cannot be used, or the files are not those that were proven.
     """
+    check_files(folder)
     calibration = _calibration(folder, contract)
     model = load_base(Student(model=str(folder)), folder, _device())
     return Loaded("merged", contract, model, load_tokenizer(folder), calibration, Head.load(folder))

@@ -23,7 +23,7 @@ CALIBRATION_FILE = "calibration.json"
 def fit_correction(
     model: StudentModel, recipe: Recipe, run_dir: Path, train: EncodedSplit, valid: EncodedSplit, pad_id: int
 ) -> None:
-    """Write `calibration.json` of a finished training, and `head.safetensors` if the correction uses the head.
+    """Write `calibration.json` of a finished training, and `head.npz` if the correction uses the head.
 
     With fewer than 20 validation rows there is neither: answers stay as they are.
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
 
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.student.cache import PromptCache, chunk_of, encode_instruction
@@ -27,7 +26,8 @@ LAYERS = 8
 LEAST_ROWS = 50
 """Training rows from which a head is fitted."""
 _ALPHAS = tuple(10.0**power for power in np.arange(0.5, 5.5, 0.5))
-FILE = "head.safetensors"
+FILE = "head.npz"
+"""No safetensors: vLLM takes every such file in a folder for weights of the model."""
 
 
 class Head(NamedTuple):
@@ -43,17 +43,16 @@ class Head(NamedTuple):
         return np.clip(states_ND @ self.weight_KD.T + self.offset_K, low, high)
 
     def save(self, folder: Path) -> None:
-        """Write `head.safetensors`."""
-        arrays = {"layer": np.array([self.layer]), "weight": self.weight_KD, "offset": self.offset_K}
-        (folder / FILE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+        """Write `head.npz`."""
+        np.savez(folder / FILE, layer=self.layer, weight=self.weight_KD, offset=self.offset_K)
 
     @staticmethod
     def load(folder: Path) -> "Head | None":
-        """Read `head.safetensors` of a folder; None where there is none."""
+        """Read `head.npz` of a folder; None where there is none."""
         if not (folder / FILE).is_file():
             return None
-        arrays = load_file(folder / FILE)
-        return Head(int(arrays["layer"][0]), arrays["weight"], arrays["offset"])
+        with np.load(folder / FILE, allow_pickle=False) as arrays:
+            return Head(int(arrays["layer"]), arrays["weight"], arrays["offset"])
 
 
 def fit_head(states_NLD: np.ndarray, layers: Sequence[int], target_NK: Matrix) -> Head:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,6 @@ import pytest
 from openai import NotFoundError, OpenAI
 
 from ppe_lora import cli
-from ppe_lora.artifacts import read_json
 from ppe_lora.serving.backend import ApiError
 from tests.runs import TASK
 from tests.serving import Running, Scripted, serving
@@ -247,27 +247,18 @@ def test_what_cannot_be_served_says_why(served_run, monkeypatch, capsys, case):
 
 
 def test_files_that_do_not_belong_to_the_model_are_refused(served_run, tmp_path, capsys):
-    """A calibration or contract of another task would turn right distributions into wrong numbers."""
+    """A calibration, contract or head of another model would turn right distributions into wrong numbers."""
     folder = tmp_path / "m"
-    folder.mkdir()
-    for path in (served_run / "merged").iterdir():
-        (folder / path.name).symlink_to(path)
-    stored = read_json(folder / "calibration.json")
-    for name, text, message in (
-        (
-            "calibration.json",
-            json.dumps({**stored, "keys": ["x", "y"]}),
-            "expected a calibration of a, b; got one of x, y",
-        ),
-        ("calibration.json", "{}", "expected a calibration; got KeyError('kind')"),
-        ("ppe_lora.json", '{"format": 2}', "expected the contract of an exported model; got: "),
-    ):
-        before = (folder / name).read_text()
-        (folder / name).unlink()
-        (folder / name).write_text(text)
+    shutil.copytree(served_run / "merged", folder)
+    for name in ("calibration.json", "ppe_lora.json", "model.safetensors"):
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(before + b" ")
         assert ppe_lora("serve", "--port", "0", str(folder)) == 2
-        assert message in capsys.readouterr().err
-        (folder / name).write_text(before)
+        assert f"expected the files that parity.json certifies; got others: {name} differs" in capsys.readouterr().err
+        (folder / name).write_bytes(before)
+    (folder / "parity.json").unlink()
+    assert ppe_lora("serve", "--port", "0", str(folder)) == 2
+    assert "expected an export with its parity.json; got none" in capsys.readouterr().err
 
 
 def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(served_run):

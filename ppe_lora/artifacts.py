@@ -58,6 +58,11 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
+def hash_adapter(folder: Path) -> str:
+    """One hash of an adapter's weights and of its configuration, which scales them."""
+    return hash_json([hash_file(folder / name) for name in ("adapter_config.json", "adapter_model.safetensors")])
+
+
 def write_manifest(folder: Path, inputs: Mapping[str, Any], **content: Any) -> None:
     """Write `manifest.json`, the last file of an output: that it exists means that the output is whole.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ppe_lora.artifacts import hash_file
+from ppe_lora.artifacts import hash_adapter
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.comparison import Comparison, compare
 from ppe_lora.evaluation.stored import Stored, read_evaluation, read_run
@@ -71,7 +71,7 @@ def _find(name: str, runs_dir: Path) -> _Side:
         if (path / "config.yaml").is_file():
             return _Side(path.name, path, None)
         for adapter in (path, path / "adapter"):
-            if (adapter / "adapter_model.safetensors").is_file():
+            if (adapter / "adapter_config.json").is_file() and (adapter / "adapter_model.safetensors").is_file():
                 run_dir = next((parent for parent in path.parents if (parent / "config.yaml").is_file()), None)
                 shown = path.relative_to(run_dir.parent) if run_dir else path
                 return _Side(str(shown), run_dir, adapter)
@@ -91,6 +91,6 @@ def _read(side: _Side, home: Path, data_dir_of: Callable[[Recipe], Path]) -> Sto
     recipe = load_recipe(run_dir / "config.yaml")
     folder = run_dir / "test_base"
     if side.adapter is not None:
-        folder = run_dir / "test_adapters" / hash_file(side.adapter / "adapter_model.safetensors")
+        folder = run_dir / "test_adapters" / hash_adapter(side.adapter)
     evaluate_other(recipe, data_dir_of(recipe), run_dir, side.adapter, folder)
     return read_evaluation(folder, side.name, recipe)

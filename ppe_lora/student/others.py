@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest
+from ppe_lora.artifacts import hash_adapter, hash_file, is_current, read_json, write_manifest
 from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import METRIC_VERSION
@@ -34,7 +34,7 @@ def evaluate_other(recipe: Recipe, data_dir: Path, run_dir: Path, adapter: Path 
     test_path = split_path(data_dir, "test")
     train_rows, rows = (read_rows(split_path(data_dir, split), recipe.task) for split in ("train", "test"))
     inputs = {
-        "adapter": hash_file(adapter / "adapter_model.safetensors") if adapter else None,
+        "adapter": hash_adapter(adapter) if adapter else None,
         "student": recipe.student.model_dump(mode="json"),
         "slots": recipe.train.objective.slots,
         "test_rows": hash_file(test_path),

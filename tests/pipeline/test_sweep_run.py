@@ -83,7 +83,8 @@ def test_a_run_is_compared_with_its_base_model_with_another_run_and_with_an_epoc
     assert read_json(base / "manifest.json")["inputs"]["adapter"] is None
     when = (base / "manifest.json").stat().st_mtime_ns
     stored = read_json(Path("checkpoints/r4/compare/base/comparison.json"))
-    assert (stored["first"], stored["second"], stored["rows"]) == ("base", "r4", 12)
+    rows = len(Path("data/d/ft_request_param_test.jsonl").read_text().splitlines())
+    assert (stored["first"], stored["second"], stored["rows"]) == ("base", "r4", rows)
     own = read_json(Path("checkpoints/r4/test/eval_metrics.json"))
     assert stored["metrics"]["posterior_mean"]["mse_norm"]["second"] == pytest.approx(own["mse_norm_posterior_mean"])
     zero_shot = read_json(base / "eval_metrics.json")
@@ -99,7 +100,7 @@ def test_a_run_is_compared_with_its_base_model_with_another_run_and_with_an_epoc
     epoch = f"checkpoints/r4/epochs/{read_json(Path('checkpoints/r4/manifest.json'))['selected_epoch']:03d}"
     capsys.readouterr()
     assert ppe_lora("compare", "r4", epoch) == 0
-    assert "12 test rows show no difference between r4 and r4/epochs/0" in capsys.readouterr().out
+    assert f"{rows} test rows show no difference between r4 and r4/epochs/0" in capsys.readouterr().out
 
 
 def test_an_adapter_of_another_shape_is_refused(swept, capsys):

@@ -29,7 +29,7 @@ def follow_once(run: WrittenRun, *, mode: str = "auto") -> int:
     """Let a follower see a run whose process has ended, and return its exit status."""
     process = follow(run, mode=mode)
     process.stdin.close()
-    return process.wait(timeout=60)
+    return process.wait(timeout=250)
 
 
 def written(run: WrittenRun) -> WandbFile:

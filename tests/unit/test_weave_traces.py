@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from ppe_lora.tracking import weave_send
 from ppe_lora.tracking.follower import Place, launch
+from ppe_lora.tracking.run_folder import RunFolder
 from ppe_lora.tracking.weave_evaluation import OP, traced_rows
+from ppe_lora.tracking.weave_traces import WeaveTraces
 from tests.tracked_runs import ROWS, WrittenRun
 from tests.tracker_server import Received, trace_server
 
@@ -19,7 +22,7 @@ def follow_once(run: WrittenRun, *, mode: str = "auto") -> int:
     """Let a follower see a run that has ended, and return its exit status."""
     process = launch(Place(run.run, "weave"), run.data, run.recipe.track.model_copy(update={"mode": mode}))
     process.stdin.close()
-    return process.wait(timeout=60)
+    return process.wait(timeout=250)
 
 
 def waiting(run: WrittenRun) -> list[Path]:
@@ -111,18 +114,27 @@ def test_without_a_server_the_log_waits_and_is_sent_once(tmp_path, online, monke
 
 
 def test_a_server_that_fails_midway_loses_and_doubles_nothing(tmp_path, online, monkeypatch):
-    """The SDK's own sender drops what the server refused; ours must go on where it stopped."""
-    run = WrittenRun(tmp_path, "{weave: {project: team/ppe}}").all_of_it()
-    online.fail_after_batches = 1
+    """The SDK's own sender drops what the server refused; ours must go on where it stopped, inside an evaluation."""
     monkeypatch.setenv("WEAVE_RETRY_MAX_ATTEMPTS", "1")
-    assert follow_once(run) == 1
-    assert "told to fail" in Place(run.run, "weave").problem.read_text()
-    assert len(waiting(run)) == 2
+    monkeypatch.setattr(weave_send, "BATCH_CALLS", 4)
+    run = WrittenRun(tmp_path, "{weave: {project: team/ppe}}").all_of_it()
+    place = Place(run.run, "weave")
+    place.folder.mkdir()
+    place.run_id.write_text("run-1")
+
+    def update() -> None:
+        WeaveTraces(RunFolder(run.recipe, run.data, run.run), place, run.recipe.track).update()
+
+    for batches, arrived in ((2, 8), (4, 15)):
+        online.fail_after_batches = batches
+        with pytest.raises(Exception, match="told to fail"):
+            update()
+        assert len(online.calls) == arrived
     online.fail_after_batches = None
-    assert follow_once(run) == 0
+    update()
     assert len(online.calls) == expected_calls("valid", "valid", "test")
-    assert online.repeated_calls == []
-    assert not Place(run.run, "weave").problem.exists()
+    assert online.repeated_calls == online.dangling == []
+    assert list((place.folder / "weave").iterdir()) == []
 
 
 def test_the_rate_takes_the_same_rows_every_time():

@@ -105,7 +105,7 @@ def push(folder: Path, endpoint: str, *options: str, token: str = KEY) -> subpro
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     command = [sys.executable, "-m", "ppe_lora", "push", str(folder), "owner/name", *options]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
 def test_all_files_of_an_export_arrive_in_a_private_repository(export: Path) -> None:

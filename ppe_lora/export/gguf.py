@@ -19,11 +19,15 @@ from ppe_lora.student.tokenizer import StudentTokenizer
 _CONVERTER_TYPES = ("f32", "f16", "bf16", "q8_0")
 """What the converter writes by itself; the other types are quantized from float32."""
 _SHOWN_LINES = 15
+# llama.cpp keeps keys and values in half precision by default, which in float32 changed two answers of a hundred.
 _SERVE = """\
 # llama.cpp serves the model. Another type: TYPE=f16 ./serve.sh; further options go behind: ./serve.sh --port 8001
 type="${TYPE:-{{ first_type }}}"
 model="{{ name }}-$type"
-exec "${LLAMA_SERVER:-llama-server}" --model "$model.gguf" --alias "$model" --ctx-size {{ context }} "$@"
+cache=f16
+if [ "$type" = f32 ]; then cache=f32; fi
+exec "${LLAMA_SERVER:-llama-server}" --model "$model.gguf" --alias "$model" --ctx-size {{ context }} \\
+  --cache-type-k "$cache" --cache-type-v "$cache" "$@"
 """
 
 

@@ -9,6 +9,7 @@ from ppe_lora.evaluation.metrics import METRIC_VERSION
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.collate import packs_exactly
+from ppe_lora.student.correct import corrected
 from ppe_lora.student.evaluate import encode_split, evaluate_student, write_evaluation
 from ppe_lora.student.load import StudentModel, load_adapter, load_base
 from ppe_lora.student.processes import processes
@@ -59,6 +60,9 @@ def evaluate_other(recipe: Recipe, data_dir: Path, run_dir: Path, adapter: Path 
     train_NK = targets_matrix(train_rows, recipe.task)
     result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie)
     if state.is_main_process:
+        if trie is not None:  # nothing is fitted for it: its calibrated answers are its posterior means
+            predictions, metrics = corrected(result.predictions, None, recipe)
+            result = result._replace(predictions=predictions, metrics=result.metrics | metrics)
         write_evaluation(folder, result)
         write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device))
     state.wait_for_everyone()

@@ -1,0 +1,53 @@
+"""The benchmarks run on models small enough for a test: what they measure here means nothing, that they do does."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from transformers import MistralConfig, MistralForCausalLM
+
+from ppe_lora.recipe.schema import Lora
+from ppe_lora.student.load import attach_lora
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_way_to_train_is_timed(tmp_path, monkeypatch, capsys):
+    """A peer that fails, or is left out of the headline, is found before an hour of measuring."""
+    module = benchmark("train_speed")
+    config = MistralConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, sliding_window=None,
+    )  # fmt: skip
+    monkeypatch.setattr(module, "VOCABULARY", 300)
+    monkeypatch.setattr(module, "load_model", lambda kind: attach_lora(MistralForCausalLM(config), Lora(rank=2), 0))
+    monkeypatch.setattr(sys, "argv", ["train_speed.py", "--quick", "--out", str(tmp_path)])
+    module.main()
+    headline = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"rows_per_s_vs_trl_default", "rows_per_s_vs_trl_best"} <= headline.keys()
+    seconds = json.loads((tmp_path / "train_speed_tiny.json").read_text())["seconds_per_step"]
+    assert set(seconds) == {peer.name for peer in module.peers()}
+    assert all(len(samples) >= 4 and min(samples) > 0 for samples in seconds.values())
+
+
+@pytest.mark.skipif(not (BENCHMARKS / "results" / "accuracy.json").is_file(), reason="no ladder has been measured yet")
+def test_the_ladder_is_made_from_its_raw_predictions():
+    """A figure in the README that the committed predictions do not give would be an invention."""
+    module = benchmark("accuracy")
+    raw = json.loads((BENCHMARKS / "results" / "accuracy.json").read_text())
+    lines = {line.name: line for line in module.table(raw)}
+    assert module.headline(list(lines.values()), raw)["mse_norm_best"] <= lines["train mean"].mse_norm
+    readme = (BENCHMARKS.parent / "README.md").read_text()
+    for name in ("train mean", "cross_entropy, greedy", "cross_entropy, posterior_mean", "cross_entropy, calibrated"):
+        assert f"{lines[name].mse_norm:.5f}" in readme

@@ -90,12 +90,16 @@ def paired_errors(ours_N: Matrix, theirs_N: Matrix, level: float = LEVEL) -> Pai
     return Paired(difference, ratio, len(ours_N))
 
 
-def _settings(rows: int, level: float) -> dict[str, Any]:
+def expanded_level(rows: int, level: float = LEVEL) -> float:
+    """The level to ask of a percentile bootstrap over this many rows, so that it covers `level`."""
     from scipy.stats import norm, t
 
-    expanded = 1 - 2 * norm.cdf(-np.sqrt(rows / (rows - 1)) * t.ppf((1 + level) / 2, rows - 1))
+    return float(1 - 2 * norm.cdf(-np.sqrt(rows / (rows - 1)) * t.ppf((1 + level) / 2, rows - 1)))
+
+
+def _settings(rows: int, level: float) -> dict[str, Any]:
     return {
-        "confidence_level": float(expanded),
+        "confidence_level": expanded_level(rows, level),
         "method": "percentile",
         "n_resamples": _RESAMPLES,
         "batch": max(1, _BATCH // rows),

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppe_lora.errors import MetricError
+from ppe_lora.evaluation.intervals import LEVEL, expanded_level
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.tasks.scores import ScoresTask
 
-CONFIDENCE = 0.95
 _RESAMPLES = 4999
 _HELD = 4_000_000
 """Numbers held in memory at a time while resampling."""
@@ -43,7 +43,7 @@ class Difference(NamedTuple):
     @property
     def is_shown(self) -> bool:
         """Whether the rows show that there is a difference: the interval excludes zero, and p is below 0.05."""
-        return (self.low > 0 or self.high < 0) and self.p < 1 - CONFIDENCE
+        return (self.low > 0 or self.high < 0) and self.p < 1 - LEVEL
 
 
 class Tally(NamedTuple):
@@ -113,7 +113,7 @@ def differences(first_NM: Matrix, second_NM: Matrix, resamples: int = _RESAMPLES
     rows = len(change_NM)
     batch = max(1, _HELD // change_NM.size)
     interval = bootstrap(
-        (change_NM,), np.mean, axis=0, n_resamples=resamples, batch=batch, confidence_level=_expanded_level(rows),
+        (change_NM,), np.mean, axis=0, n_resamples=resamples, batch=batch, confidence_level=expanded_level(rows),
         method="percentile", rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
 
@@ -170,9 +170,3 @@ def length_thirds(lengths: Sequence[int], languages: Sequence[str]) -> list[str]
             length_N[own] <= short, "shortest third", np.where(length_N[own] <= long, "middle third", "longest third")
         )
     return [str(third) for third in thirds]
-
-
-def _expanded_level(rows: int) -> float:
-    from scipy.stats import norm, t
-
-    return float(1 - 2 * norm.cdf(np.sqrt(rows / (rows - 1)) * t.ppf((1 - CONFIDENCE) / 2, rows - 1)))

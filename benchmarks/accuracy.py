@@ -37,7 +37,6 @@ from ppe_lora.student.tokenizer import load_tokenizer
 
 RECIPE = Path("recipes/emobank_smollm2.yaml")
 COMMITTED = Path(__file__).parent / "results" / "accuracy.json"
-COMMON = ["train.matmul=medium", "evaluate.read_out=calibrated"]
 NUMBERS = ["train.objective.raft=1", "train.objective.crps=1"]
 RUNGS = {
     "cross_entropy": [],
@@ -95,13 +94,13 @@ def measure(data: Path, rates: list[str], rungs: list[str]) -> dict[str, Any]:
         tried = {}
         for rate in rates:
             name = f"accuracy_{rung}_{rate}"
-            chosen = [source, f"name={name}", f"train.learning_rate={rate}", *COMMON, *overrides]
+            chosen = [source, f"name={name}", f"train.learning_rate={rate}", *overrides]
             ppe_lora("train", "--resume", *chosen)
             metrics = read_json(Path("checkpoints") / name / "best" / "eval_metrics.json")
             tried[rate] = metrics["mse_norm_posterior_mean"]
         best = min(tried, key=lambda rate: tried[rate])
         name = f"accuracy_{rung}_{best}"
-        ppe_lora("evaluate", source, f"name={name}", f"train.learning_rate={best}", *COMMON, *overrides)
+        ppe_lora("evaluate", source, f"name={name}", f"train.learning_rate={best}", *overrides)
         raw["models"][rung] = predictions(Path("checkpoints") / name, recipe) | {"rate": best, "valid": tried}
     return raw
 

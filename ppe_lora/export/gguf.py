@@ -30,6 +30,16 @@ exec "${LLAMA_SERVER:-llama-server}" --model "$model.gguf" --alias "$model" --ct
   --cache-type-k "$cache" --cache-type-v "$cache" "$@"
 """
 
+# The converter takes the answer from a tokenizer.json, where a chat template that writes the token itself says no.
+_ADD_BEGIN = """\
+import sys
+sys.path.insert(1, sys.argv[1])
+from gguf import GGUFReader
+field = GGUFReader(sys.argv[2], "r+").get_field("tokenizer.ggml.add_bos_token")
+if field is not None:
+    field.parts[field.data[0]][0] = int(sys.argv[3])
+"""
+
 
 class Tools(NamedTuple):
     """llama.cpp's converter with the Python that has its packages, and its quantizer."""
@@ -83,7 +93,7 @@ def write_gguf(recipe: Recipe, merged: Path, tokenizer: StudentTokenizer, folder
     instructions: dict[str, str] = {language: task.instruction_text(language) for language in task.instruction}
     for kind in types:
         weights = f"{recipe.name}-{kind}.gguf"
-        convert(tools, merged, folder / weights, kind)
+        convert(tools, merged, tokenizer, folder / weights, kind)
         write_text(folder / f"Modelfile-{kind}", write_modelfile(weights, template, instructions, stop, limit))
     write_text(folder / "answer.gbnf", answer_gbnf(task) + "\n")
     context = recipe.student.max_tokens + limit
@@ -91,19 +101,23 @@ def write_gguf(recipe: Recipe, merged: Path, tokenizer: StudentTokenizer, folder
     write_client(folder, "client.py", task, f"{recipe.name}-{types[0]}", limit, {"grammar": answer_gbnf(task)})
 
 
-def convert(tools: Tools, merged: Path, out: Path, kind: str) -> None:
-    """Write one GGUF of a model folder.
+def convert(tools: Tools, merged: Path, tokenizer: StudentTokenizer, out: Path, kind: str) -> None:
+    """Write one GGUF of a model folder, which puts the token that begins every text in front as its tokenizer does:
+    the Modelfile's TEMPLATE counts on it.
 
     Raises:
         EngineError: The converter or the quantizer fails; the message holds the last lines it printed.
     """
-    if kind in _CONVERTER_TYPES:
-        _run("llama.cpp's converter", [tools.python, tools.converter, merged, "--outfile", out, "--outtype", kind])
-        return
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert.") as name:
-        whole = Path(name) / "f32.gguf"
-        _run("llama.cpp's converter", [tools.python, tools.converter, merged, "--outfile", whole, "--outtype", "f32"])
-        _run("llama-quantize", [tools.quantizer, whole, out, kind])
+        direct = kind in _CONVERTER_TYPES
+        whole = out if direct else Path(name) / "f32.gguf"
+        wanted = kind if direct else "f32"
+        _run("llama.cpp's converter", [tools.python, tools.converter, merged, "--outfile", whole, "--outtype", wanted])
+        if not direct:
+            _run("llama-quantize", [tools.quantizer, whole, out, kind])
+    begins = str(int(tokenizer.begin_id is not None))
+    library = tools.converter.parent / "gguf-py"
+    _run("llama.cpp's GGUF library", [tools.python, "-c", _ADD_BEGIN, library, out, begins])
 
 
 def _run(what: str, command: Sequence[str | Path]) -> None:

@@ -105,7 +105,7 @@ def test_llama_cpp_reads_the_modelfiles_prompt_as_the_trained_ids(
         weights = tmp_path / "m.gguf"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PPE_LORA_LLAMA_CPP", str(LLAMA))
-            convert(find_tools(["f16"]), model, weights, "f16")
+            convert(find_tools(["f16"]), model, tokenizer, weights, "f16")
     template = prompt_template(tokenizer)
     command = [SERVER, "--model", weights, "--alias", "m", "--ctx-size", "512"]
     with serving(command, LlamaCpp, "m", tmp_path / "log", {}) as url:

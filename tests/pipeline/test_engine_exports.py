@@ -253,14 +253,16 @@ def test_missing_tools_of_llama_cpp_are_named(tmp_path: Path, monkeypatch: pytes
     assert find_tools(["f16", "q8_0"]).converter == tmp_path / "src" / "convert_hf_to_gguf.py"  # needs no quantizer
 
 
-def test_failing_converter_shows_its_last_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_converter_shows_its_last_lines(
+    tokenizer: StudentTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PPE_LORA_LLAMA_CPP", str(tmp_path))
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "convert_hf_to_gguf.py").write_text("raise SystemExit('BPE pre-tokenizer was not recognized')")
     with pytest.raises(EngineError) as error:
-        convert(find_tools(["f16"]), tmp_path, tmp_path / "m.gguf", "f16")
+        convert(find_tools(["f16"]), tmp_path, tokenizer, tmp_path / "m.gguf", "f16")
     assert str(error.value) == (
         "llama.cpp's converter failed (exit 1); the last lines it printed:\nBPE pre-tokenizer was not recognized"
     )

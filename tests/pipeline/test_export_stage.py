@@ -54,6 +54,7 @@ def test_merged_folder_has_what_engines_read(run: Run) -> None:
     assert names == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
         "chat_template.jinja", "README.md", "calibration.json", "parity.json", "manifest.json",
+        "ppe_lora.json",
     }  # fmt: skip
     config = read_json(merged / "config.json")
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]  # older readers know no rope_parameters

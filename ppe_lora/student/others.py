@@ -7,14 +7,10 @@ from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import METRIC_VERSION
 from ppe_lora.recipe import Recipe
-from ppe_lora.student.base import resolve_base
-from ppe_lora.student.collate import packs_exactly
 from ppe_lora.student.correct import corrected
-from ppe_lora.student.evaluate import encode_split, evaluate_student, write_evaluation
-from ppe_lora.student.load import StudentModel, load_adapter, load_base
+from ppe_lora.student.evaluate import evaluate_student, write_evaluation
 from ppe_lora.student.processes import processes
-from ppe_lora.student.tokenizer import load_tokenizer
-from ppe_lora.student.trie import build_trie
+from ppe_lora.student.ready import make_ready
 
 
 def evaluate_other(recipe: Recipe, data_dir: Path, run_dir: Path, adapter: Path | None, folder: Path) -> None:
@@ -50,13 +46,7 @@ def evaluate_other(recipe: Recipe, data_dir: Path, run_dir: Path, adapter: Path 
     if is_current(folder, inputs):
         return
     state = processes()
-    base = resolve_base(recipe.student)
-    tokenizer = load_tokenizer(base)
-    bare = load_base(recipe.student, base, state.device)
-    model: StudentModel = load_adapter(bare, adapter) if adapter else bare
-    split = encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens)
-    packs = packs_exactly(model, split.encoded, tokenizer.pad_id)
-    trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots) if packs else None
+    model, tokenizer, split, trie = make_ready(recipe, rows, adapter)
     train_NK = targets_matrix(train_rows, recipe.task)
     result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie)
     if state.is_main_process:

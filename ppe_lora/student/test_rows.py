@@ -19,16 +19,12 @@ from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix, Scale, mse_norm
 from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.evaluation.test_set import check_test_rows, note_test_rows
 from ppe_lora.recipe import Recipe
-from ppe_lora.student.base import resolve_base
-from ppe_lora.student.collate import packs_exactly
 from ppe_lora.student.correct import CALIBRATION_FILE, corrected, fit_correction
 from ppe_lora.student.evaluate import Evaluation, encode_split, engine_of, evaluate_student, write_evaluation
 from ppe_lora.student.head import Head
-from ppe_lora.student.load import load_adapter, load_base
 from ppe_lora.student.machine import device_name
 from ppe_lora.student.processes import processes
-from ppe_lora.student.tokenizer import load_tokenizer
-from ppe_lora.student.trie import build_trie
+from ppe_lora.student.ready import make_ready
 from ppe_lora.tasks.scores import ScoresTask
 
 WORST_CASES = 50
@@ -63,14 +59,9 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     state = processes()
     if state.is_main_process:
         note_test_rows(run_dir, test_path, len(rows))
-    base = resolve_base(recipe.student)
-    tokenizer = load_tokenizer(base)
-    model = load_adapter(load_base(recipe.student, base, state.device), run_dir / "best")
-    split = encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens)
+    model, tokenizer, split, trie = make_ready(recipe, rows, run_dir / "best")
     train_rows = read_rows(split_path(data_dir, "train"), recipe.task)
     train_NK = targets_matrix(train_rows, recipe.task)
-    packs = packs_exactly(model, split.encoded, tokenizer.pad_id)
-    trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots) if packs else None
     if trie is not None and state.is_main_process:
         train, valid = (
             encode_split(some, recipe.task, tokenizer, recipe.student.max_tokens)

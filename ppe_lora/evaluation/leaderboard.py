@@ -113,11 +113,11 @@ def _differing(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
 
 
 def _select(entries: Sequence[Entry]) -> str | None:
-    passing = [entry for entry in entries if entry.passes_gate and entry.stored.served_name in entry.valid]
+    passing = [entry for entry in entries if entry.passes_gate and entry.stored.selected_by in entry.valid]
     rows = {(entry.training["inputs"]["dataset_version"], entry.training["valid_rows"]) for entry in passing}
     if len(rows) != 1:  # none passes, or their validation rows are not the same
         return None
-    return min(passing, key=lambda entry: entry.valid[entry.stored.served_name]).name
+    return min(passing, key=lambda entry: entry.valid[entry.stored.selected_by]).name
 
 
 def _pairs(entries: Sequence[Entry], ids: Sequence[str]) -> dict[tuple[str, str], Difference]:

@@ -11,7 +11,7 @@ from ppe_lora.artifacts import read_json
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.paired import Column
-from ppe_lora.evaluation.selection import metric_of
+from ppe_lora.evaluation.selection import metric_of, selected_by
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.schema import ReadOut
 from ppe_lora.tasks.scores import Reason, Rejected
@@ -38,6 +38,11 @@ class Stored(NamedTuple):
     def served_name(self) -> str:
         """Name of the mse_norm of the read-out that is served."""
         return metric_of(self.read_out)
+
+    @property
+    def selected_by(self) -> str:
+        """Name of the validation metric that runs and epochs are selected by."""
+        return selected_by(self.read_out)
 
     @property
     def read_outs(self) -> list[ReadOut]:

@@ -173,7 +173,7 @@ def _csv(board: Leaderboard) -> str:
             *(entry.settings[key] for key in keys),
             *(entry.training.get(name) for name in own),
         ]
-        row += [entry.passes_gate, entry.name == board.selected, entry.valid.get(entry.stored.served_name)]
+        row += [entry.passes_gate, entry.name == board.selected, entry.valid.get(entry.stored.selected_by)]
         row += [found.difference, found.low, found.high, found.p] if found else [None] * 4
         writer.writerow([*row, *(entry.stored.metrics.get(name) for name in names)])
     return text.getvalue()

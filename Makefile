@@ -51,8 +51,9 @@ demo: $(READY) ## Data, training, decoded scores, merged model: about 12 minutes
 demo-full: $(READY) ## The same with more data and epochs: about an hour (estimated)
 	$(BIN)/ppe-lora run recipes/demo_full.yaml
 
-docs-sweep: $(READY) ## The example in docs/rank_sweep_small: five ranks on a CPU, about half an hour
+docs-sweep: $(READY) ## The example in docs/rank_sweep_small: five ranks on a CPU, about a quarter of an hour
 	$(BIN)/ppe-lora sweep recipes/rank_sweep_small --out docs/rank_sweep_small
+	cp checkpoints/small_r16/report.html checkpoints/small_r16/summary.md docs/rank_sweep_small/
 
 test: $(READY) ## Every test that takes seconds
 	$(BIN)/python -m pytest -m "not slow and not engines"

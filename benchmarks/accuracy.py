@@ -182,7 +182,7 @@ def _line(name: str, said_NK: Matrix, target_NK: Matrix, mean_NK: Matrix, second
     if gain_N.any():
         found = stats.bootstrap((gain_N,), np.mean, method="percentile", rng=np.random.default_rng(0))
         low, high = found.confidence_interval
-    varies_K = said_NK.std(axis=0) > 0
+    varies_K = np.ptp(said_NK, axis=0) > 1e-6
     r_K = np.array(
         [np.corrcoef(said_NK[:, k], target_NK[:, k])[0, 1] if varies_K[k] else np.nan for k in range(len(varies_K))]
     )

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ppe_lora.artifacts import read_json
+from ppe_lora.artifacts import read_json, read_jsonl
 from ppe_lora.corpus.ngrams import read_new
 from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
 from ppe_lora.evaluation.baselines import embedding_answers
@@ -150,8 +150,7 @@ def untuned_head(recipe: Recipe, train: list[Row], test: list[Row]) -> Matrix:
 
 def predictions(run: Path, recipe: Recipe) -> dict[str, Any]:
     """What a run says about the test rows; null for a rejected answer."""
-    lines = (run / "test" / "eval_predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read_jsonl(run / "test" / "eval_predictions.jsonl")
     calibration, metrics = read_json(run / "calibration.json"), read_json(run / "test" / "eval_metrics.json")
     fields = ("posterior_mean", "calibrated")
     return {

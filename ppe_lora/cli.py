@@ -55,12 +55,12 @@ def data_build(
     A teacher's raw answers are kept in data/raw/: after an interruption, or with a larger budget, the same command
     continues.
     """
-    from ppe_lora import pipeline
+    from ppe_lora import commands, pipeline
     from ppe_lora.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     if dry_run:
-        pipeline.plan_data(loaded, shard, skip_corrupt=skip_corrupt)
+        commands.plan_data(loaded, shard, skip_corrupt=skip_corrupt)
     elif shard:
         pipeline.ask_teacher(loaded, shard, skip_corrupt=skip_corrupt)
     else:
@@ -74,10 +74,10 @@ def data_questions(
     out: Annotated[Path, typer.Option(help="Folder for requests-000.jsonl, ...")] = Path("questions"),
 ) -> None:
     """Write what is still to ask as batch files for `vllm run-batch`, Ray or any engine of the OpenAI batch format."""
-    from ppe_lora import pipeline
+    from ppe_lora import commands
     from ppe_lora.recipe import load_recipe
 
-    pipeline.write_questions(load_recipe(recipe, overrides or ()), out)
+    commands.write_questions(load_recipe(recipe, overrides or ()), out)
 
 
 @data_app.command("answers")
@@ -87,19 +87,19 @@ def data_answers(
     overrides: Overrides = None,
 ) -> None:
     """Keep such an engine's results as raw answers; `data build` then asks only what they lack."""
-    from ppe_lora import pipeline
+    from ppe_lora import commands
     from ppe_lora.recipe import load_recipe
 
-    pipeline.read_answers(load_recipe(recipe, overrides or ()), results)
+    commands.read_answers(load_recipe(recipe, overrides or ()), results)
 
 
 @data_app.command("stats")
 def data_stats(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Describe the rows: stats.json, and a page to look at (data_report.html)."""
-    from ppe_lora import pipeline
+    from ppe_lora import commands
     from ppe_lora.recipe import load_recipe
 
-    pipeline.describe_data(load_recipe(recipe, overrides or ()))
+    commands.describe_data(load_recipe(recipe, overrides or ()))
 
 
 @data_app.command("show")
@@ -110,10 +110,10 @@ def data_show(
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "train",
 ) -> None:
     """Print a row's tokens as the student sees them, the supervised ones marked."""
-    from ppe_lora import pipeline
+    from ppe_lora import commands
     from ppe_lora.recipe import load_recipe
 
-    pipeline.show_row(load_recipe(recipe, overrides or ()), split, row)
+    commands.show_row(load_recipe(recipe, overrides or ()), split, row)
 
 
 @data_app.command("convert")
@@ -127,10 +127,10 @@ def data_convert(
     skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave out what is not valid.")] = False,
 ) -> None:
     """Rows to chat messages and other formats, or any of these back to rows (`--to rows`)."""
-    from ppe_lora import pipeline
+    from ppe_lora import commands
     from ppe_lora.recipe import load_recipe
 
-    pipeline.convert_data(source, target, to, load_recipe(recipe) if recipe else None, skip_invalid)
+    commands.convert_data(source, target, to, load_recipe(recipe) if recipe else None, skip_invalid)
 
 
 @app.command()
@@ -154,10 +154,10 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
 @app.command()
 def baselines(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Say what predictors without a language model get on the test rows."""
-    from ppe_lora import pipeline
+    from ppe_lora import commands
     from ppe_lora.recipe import load_recipe
 
-    pipeline.baselines(load_recipe(recipe, overrides or ()))
+    commands.baselines(load_recipe(recipe, overrides or ()))
 
 
 @app.command()
@@ -191,10 +191,10 @@ def prove(
     model: Annotated[str | None, typer.Option(help="The name it serves the model by; else the start script's.")] = None,
 ) -> None:
     """Ask a served export the requests of its certificate, and enter there how it answers."""
-    from ppe_lora import pipeline
+    from ppe_lora import commands
     from ppe_lora.recipe import load_recipe
 
-    pipeline.prove(load_recipe(recipe, overrides or ()), export, url, model)
+    commands.prove(load_recipe(recipe, overrides or ()), export, url, model)
 
 
 @app.command()
@@ -204,9 +204,9 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Let everybody see a new repository.")] = False,
 ) -> None:
     """Upload an export whose files are those that were proven; HF_TOKEN says who you are."""
-    from ppe_lora import pipeline
+    from ppe_lora import commands
 
-    pipeline.push(folder, repository, private=not public)
+    commands.push(folder, repository, private=not public)
 
 
 @app.command()
@@ -336,18 +336,18 @@ def estimate(
     rows: Annotated[int | None, typer.Option(min=1, help="Training rows; by default what the recipe asks for.")] = None,
 ) -> None:
     """Say what memory and time a recipe takes, here and on usual cards, before it runs."""
-    from ppe_lora import pipeline
+    from ppe_lora import commands
     from ppe_lora.recipe import load_recipe
 
-    pipeline.estimate(load_recipe(recipe, overrides or ()), rows)
+    commands.estimate(load_recipe(recipe, overrides or ()), rows)
 
 
 @app.command()
 def doctor() -> None:
     """Say what this machine can do, and which shipped recipes fit it."""
-    from ppe_lora import pipeline
+    from ppe_lora import commands
 
-    pipeline.doctor(Path("recipes"))
+    commands.doctor(Path("recipes"))
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
 from ppe_lora.corpus.teachers import Phrased, make_teacher
 from ppe_lora.evaluation.baselines import baseline_answers, constant_mse_norm, train_mean_mse_norm
 from ppe_lora.evaluation.calibration import LEAST_ROWS, fit_calibration
+from ppe_lora.evaluation.correct import corrected
 from ppe_lora.evaluation.metrics import (
     METRIC_VERSION,
     Matrix,
@@ -28,7 +29,6 @@ from ppe_lora.evaluation.metrics import (
 from ppe_lora.evaluation.test_set import note_test_rows
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.load import dump_recipe
-from ppe_lora.student.correct import corrected
 from ppe_lora.tasks.scores import Answer, ScoresTask
 
 
@@ -96,7 +96,7 @@ def make_run(
     ridge = mse_norm(others["ridge"], targets_matrix(rows["test"], task), Scale(task.low, task.high))
     more = {"ridge_mse_norm": ridge}
     tested = _write(run_dir / "test", rows["test"], train_NK, task, rng, skill, rejected, more, timed=20)
-    tested, corrected_metrics = corrected(tested, calibration, recipe)
+    tested, corrected_metrics = corrected(tested, calibration, task)
     _write_lines(run_dir / "test" / "eval_predictions.jsonl", tested)
     path = run_dir / "test" / "eval_metrics.json"
     write_json(path, read_json(path) | corrected_metrics)

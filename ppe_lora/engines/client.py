@@ -54,9 +54,11 @@ class Engine(ABC):
         """Close the connections."""
         await self._http.aclose()
 
-    @abstractmethod
     async def check(self) -> None:
         """Raise EngineError unless the server answers and serves the model."""
+        served = [model["id"] for model in (await self._get("/v1/models"))["data"]]
+        if self.model not in served:
+            raise self._odd("/v1/models", f"the model {self.model}", f"it serves {', '.join(served)}")
 
     @abstractmethod
     async def guided_text(self, prompt_ids: Sequence[int], gbnf: str, max_tokens: int) -> str:

@@ -19,11 +19,6 @@ class LlamaCpp(Engine):
     concurrent = 1
     # More than it has slots for, one by default, and some wait for ever: it serves the newest before those that wait.
 
-    async def check(self) -> None:
-        served = [model["id"] for model in (await self._get("/v1/models"))["data"]]
-        if self.model not in served:
-            raise self._odd("/v1/models", f"the model {self.model}", f"it serves {', '.join(served)}")
-
     async def guided_text(self, prompt_ids: Sequence[int], gbnf: str, max_tokens: int) -> str:
         found = await self._post(
             _PATH,

@@ -88,8 +88,14 @@ def within_tolerance(predicted_NK: Matrix, target_NK: Matrix, scale: Scale, perc
 
 def worst_case_mse_norm(target_NK: Matrix, scale: Scale) -> Matrix:
     """Per row, shape (N,): the largest mse_norm any admissible answer could have there."""
+    rejected_NK = np.full_like(target_NK, np.nan)
+    return np.asarray(np.mean((absolute_errors(rejected_NK, target_NK, scale) / scale.span) ** 2, axis=1))
+
+
+def absolute_errors(answer_NK: Matrix, target_NK: Matrix, scale: Scale) -> Matrix:
+    """How far off each answer is, (N, K), in task units; NaN, a rejected answer, is as far as can be."""
     farthest_NK = np.maximum(target_NK - scale.low, scale.high - target_NK)
-    return np.asarray(np.mean((farthest_NK / scale.span) ** 2, axis=1))
+    return np.where(np.isnan(answer_NK), farthest_NK, np.abs(answer_NK - target_NK))
 
 
 def score(outcomes: Sequence[Answer | Rejected], target_NK: Matrix, task: ScoresTask) -> dict[str, float]:

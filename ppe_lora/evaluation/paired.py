@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from ppe_lora.errors import MetricError
 from ppe_lora.evaluation.intervals import LEVEL, expanded_level
-from ppe_lora.evaluation.metrics import Matrix
+from ppe_lora.evaluation.metrics import Matrix, Scale, absolute_errors
 from ppe_lora.tasks.scores import ScoresTask
 
 _RESAMPLES = 4999
 _HELD = 4_000_000
 """Numbers held in memory at a time while resampling."""
 _TIE = 1e-12
+_THIRDS = ("shortest third", "middle third", "longest third")
 
 Column = NDArray[np.float64]
 
@@ -70,8 +71,7 @@ def row_scores(predicted_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> dic
     """
     if predicted_NK.shape != target_NK.shape or not predicted_NK.size:
         raise MetricError(f"comparison: expected equal shapes with rows; got {predicted_NK.shape}, {target_NK.shape}")
-    farthest_NK = np.where(target_NK - task.low > task.high - target_NK, task.low, task.high)
-    error_NK = np.abs(np.where(np.isnan(predicted_NK), farthest_NK, predicted_NK) - target_NK)
+    error_NK = absolute_errors(predicted_NK, target_NK, Scale(task.low, task.high))
     unit_NK = error_NK / task.span
     variance_K = target_NK.var(axis=0)
     varies_K = variance_K > 0
@@ -159,14 +159,16 @@ def tally(first_N: Column, second_N: Column) -> Tally:
 
 
 def length_thirds(lengths: Sequence[int], languages: Sequence[str]) -> list[str]:
-    """For each row, in which third of its own language's lengths it is: a Japanese request says as much in fewer
-    characters. Equal lengths share a third."""
+    """`thirds` in words."""
+    return [_THIRDS[third] for third in thirds(lengths, languages)]
+
+
+def thirds(lengths: Sequence[int], languages: Sequence[str]) -> list[int]:
+    """For each row, in which third of its own language's lengths it is, 0 the shortest: a Japanese request says as much
+    in fewer characters. Equal lengths share a third."""
     length_N, language_N = np.array(lengths), np.array(languages)
-    thirds = np.empty(len(length_N), dtype=object)
+    third_N = np.zeros(len(length_N), dtype=int)
     for language in np.unique(language_N):
-        own = language_N == language
-        short, long = np.quantile(length_N[own], [1 / 3, 2 / 3])
-        thirds[own] = np.where(
-            length_N[own] <= short, "shortest third", np.where(length_N[own] <= long, "middle third", "longest third")
-        )
-    return [str(third) for third in thirds]
+        own_N = language_N == language
+        third_N[own_N] = np.searchsorted(np.quantile(length_N[own_N], [1 / 3, 2 / 3]), length_N[own_N])
+    return [int(third) for third in third_N]

@@ -11,7 +11,8 @@ import numpy as np
 
 from ppe_lora.corpus.rows import Row
 from ppe_lora.evaluation.intervals import Interval, Paired, mean_interval, paired_errors
-from ppe_lora.evaluation.metrics import Matrix
+from ppe_lora.evaluation.metrics import Matrix, Scale, absolute_errors
+from ppe_lora.evaluation.paired import thirds
 from ppe_lora.tasks.scores import ScoresTask
 
 FIELDS = ("language", "style", "sampler", "length", "scenario")
@@ -55,9 +56,8 @@ class Slice(NamedTuple):
 
 def squared_errors(answer_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> Matrix:
     """Squared errors on the unit scale, shape (N, K); NaN, a rejected answer, is as wrong as can be."""
-    farthest_NK = np.maximum(target_NK - task.low, task.high - target_NK)
-    off_NK = np.where(np.isnan(answer_NK), farthest_NK, answer_NK - target_NK)
-    return np.asarray((off_NK / task.span) ** 2)
+    scale = Scale(task.low, task.high)
+    return np.asarray((absolute_errors(answer_NK, target_NK, scale) / scale.span) ** 2)
 
 
 def errors_by_key(
@@ -101,7 +101,8 @@ def errors_by_slice(rows: Sequence[Row], error_N: Matrix, train_mean_N: Matrix) 
         error_N: Their errors (mean over the keys).
         train_mean_N: The errors of the train mean.
     """
-    tags = [_tags(row, thirds) for row, thirds in zip(rows, _lengths(rows), strict=True)]
+    found_thirds = thirds([len(row.request) for row in rows], [row.language for row in rows])
+    tags = [_tags(row, _LENGTHS[third]) for row, third in zip(rows, found_thirds, strict=True)]
     slices = []
     for field in FIELDS:
         values = sorted({value for own in tags for value in own[field]})
@@ -161,12 +162,3 @@ def _tags(row: Row, length: str) -> dict[str, tuple[str, ...]]:
         "length": (length,),
         "scenario": row.scenario or ("none",),
     }
-
-
-def _lengths(rows: Sequence[Row]) -> list[str]:
-    """`short`, `medium` or `long` for every row: thirds of the rows of its language, by characters."""
-    counts_of: dict[str, list[int]] = {}
-    for row in rows:
-        counts_of.setdefault(row.language, []).append(len(row.request))
-    ends = {language: np.quantile(counts, (1 / 3, 2 / 3)) for language, counts in counts_of.items()}
-    return [_LENGTHS[int(np.searchsorted(ends[row.language], len(row.request)))] for row in rows]

@@ -1,13 +1,12 @@
 """Evaluations on test rows as they lie in run folders, and which of them may stand in one table."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppe_lora.artifacts import read_json
+from ppe_lora.artifacts import read_json, read_jsonl
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.paired import Column
@@ -99,8 +98,7 @@ def read_evaluation(folder: Path, name: str, recipe: Recipe) -> Stored:
     """
     path = folder / "eval_predictions.jsonl"
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        predictions = {row["id"]: row for row in rows}
+        predictions = {row["id"]: row for row in read_jsonl(path)}
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{path}: expected the predictions of an evaluation; got: {error}; evaluate again") from None
     metrics = read_json(folder / "eval_metrics.json")

@@ -67,14 +67,31 @@ def dump_recipe(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-NOT_DECISIVE = (
+_NOT_DECISIVE = (
     "export.",
     "track.",
-    "train.checkpoint_minutes",
-    "train.keep_checkpoints",
-    "evaluate.latency_limit_ms",
+    "train.checkpoint_minutes.",
+    "train.keep_checkpoints.",
+    "evaluate.latency_limit_ms.",
 )
-"""Beginnings of the keys that may change while a training goes on: they decide none of its results."""
+"""Sections and keys that may change while a training goes on: they decide none of its results."""
+
+
+def is_decisive(key: str) -> bool:
+    """Whether the value of a dotted key, or of a section, decides what a training makes."""
+    return not f"{key}.".startswith(_NOT_DECISIVE)
+
+
+def decisive_values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe, section by section, without what decides nothing (`is_decisive`)."""
+    return _pruned(recipe.model_dump(mode="json"), "")
+
+
+def _pruned(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    kept = {key: value for key, value in tree.items() if is_decisive(f"{prefix}{key}")}
+    return {
+        key: _pruned(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value for key, value in kept.items()
+    }
 
 
 def differing_keys(first: Recipe, second: Recipe) -> list[str]:

@@ -14,7 +14,7 @@ from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.test_set import check_test_rows
 from ppe_lora.recipe import Recipe, load_recipe
-from ppe_lora.recipe.load import NOT_DECISIVE, differing_keys
+from ppe_lora.recipe.load import differing_keys, is_decisive
 from ppe_lora.tasks.scores import ScoresTask
 
 
@@ -90,7 +90,7 @@ def config_of(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _check_recipe(recipe: Recipe, run_dir: Path) -> None:
-    changed = [key for key in differing_keys(recipe, config_of(run_dir)) if not key.startswith((*NOT_DECISIVE, "name"))]
+    changed = [key for key in differing_keys(recipe, config_of(run_dir)) if is_decisive(key) and key != "name"]
     if changed:
         raise RunError(
             f"{run_dir}: holds a run that differs from the recipe in {', '.join(changed)}. Name the folder itself to "

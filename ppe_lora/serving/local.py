@@ -199,4 +199,7 @@ def _device() -> torch.device:
 
 def _calibration(folder: Path, contract: Contract) -> Calibration | None:
     path = folder / "calibration.json"
-    return read_calibration(path, contract.task) if path.is_file() else None
+    calibration = read_calibration(path, contract.task) if path.is_file() else None
+    if calibration is not None and calibration.uses_head and Head.load(folder) is None:
+        raise ModelError(f"{folder}: expected the head that {path.name} uses; got none; run `ppe-lora evaluate RECIPE`")
+    return calibration

@@ -63,7 +63,7 @@ def attend(
         own_mask = torch.cat([mask[..., starts[other] : starts[other + 1]] for other in seen], dim=-1)
         keys, values = (torch.cat([pieces[other] for other in seen], dim=2) for pieces in (key_G, value_G))
         scores = (query_G[block] @ keys.transpose(-1, -2)).masked_fill(~own_mask, float("-inf"))
-        # Written out: on CPUs SDPA's backward pass takes two to four times as long for blocks this small.
+        # Written out, since on CPUs SDPA's backward pass is slower for blocks this small (LOG.md).
         parts.append(
             scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype) @ values
         )

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.student.cache import PromptCache, chunk_of, encode_instruction
@@ -100,14 +101,16 @@ def request_states(
     The model's training mode is left as it was.
     """
     found: dict[int, np.ndarray] = {}
+    instructions: dict[tuple[int, ...], DynamicCache] = {}
     was_training = model.training
     model.eval()
     try:
         for batch in alike(rows, batch_rows):
-            shared = rows[batch[0]].prompt_ids[: rows[batch[0]].shared]
-            instruction = encode_instruction(model, shared) if shared else None
+            shared = tuple(rows[batch[0]].prompt_ids[: rows[batch[0]].shared])
+            if shared and shared not in instructions:
+                instructions[shared] = encode_instruction(model, shared)
             requests = [rows[index].prompt_ids[rows[index].shared :] for index in batch]
-            prompts = PromptCache(model, instruction, len(batch))
+            prompts = PromptCache(model, instructions.get(shared), len(batch))
             with listening(model, layers) as heard:
                 prompts.feed(chunk_of([lay_out([Run(request)]) for request in requests], pad_id), 1)
             means = [mean_states(heard[layer], [len(request) for request in requests], 0) for layer in layers]

@@ -5,9 +5,9 @@ from pathlib import Path
 from ppe_lora.artifacts import hash_adapter, hash_file, is_current, read_json, write_manifest
 from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
 from ppe_lora.errors import RunError
+from ppe_lora.evaluation.correct import corrected
 from ppe_lora.evaluation.metrics import METRIC_VERSION
 from ppe_lora.recipe import Recipe
-from ppe_lora.student.correct import corrected
 from ppe_lora.student.evaluate import evaluate_student, write_evaluation
 from ppe_lora.student.processes import processes
 from ppe_lora.student.ready import make_ready
@@ -51,7 +51,7 @@ def evaluate_other(recipe: Recipe, data_dir: Path, run_dir: Path, adapter: Path 
     result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie)
     if state.is_main_process:
         if trie is not None:  # nothing is fitted for it: its calibrated answers are its posterior means
-            predictions, metrics = corrected(result.predictions, None, recipe)
+            predictions, metrics = corrected(result.predictions, None, recipe.task)
             result = result._replace(predictions=predictions, metrics=result.metrics | metrics)
         write_evaluation(folder, result)
         write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device))

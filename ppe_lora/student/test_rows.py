@@ -15,11 +15,12 @@ from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.baselines import baseline_answers
 from ppe_lora.evaluation.calibration import read_calibration
+from ppe_lora.evaluation.correct import corrected
 from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix, Scale, mse_norm
 from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.evaluation.test_set import check_test_rows, note_test_rows
 from ppe_lora.recipe import Recipe
-from ppe_lora.student.correct import CALIBRATION_FILE, corrected, fit_correction
+from ppe_lora.student.correct import CALIBRATION_FILE, fit_correction
 from ppe_lora.student.evaluate import Evaluation, encode_split, engine_of, evaluate_student, write_evaluation
 from ppe_lora.student.head import Head
 from ppe_lora.student.machine import device_name
@@ -102,7 +103,7 @@ def _write_test(
     if "posterior_mean" in predictions[0]:
         path = run_dir / CALIBRATION_FILE
         calibration = read_calibration(path, task) if path.is_file() else None
-        predictions, calibrated = corrected(predictions, calibration, recipe)
+        predictions, calibrated = corrected(predictions, calibration, task)
         metrics |= calibrated
     result = result._replace(metrics=metrics, predictions=predictions)
     write_evaluation(run_dir / "test", result)

@@ -20,7 +20,7 @@ from ppe_lora.errors import DataError, Interrupted, ModelError, RunError
 from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix
 from ppe_lora.evaluation.selection import select_epoch
 from ppe_lora.recipe import Recipe, load_recipe
-from ppe_lora.recipe.load import NOT_DECISIVE, differing_keys, dump_recipe
+from ppe_lora.recipe.load import decisive_values, differing_keys, dump_recipe, is_decisive
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.callbacks import Checkpoints, EpochEvaluation, TrainLog, epoch_metrics, is_exhausted, keep_best
 from ppe_lora.student.checkpoints import cut_history, newest_checkpoint, step_of
@@ -43,10 +43,7 @@ def train_inputs(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
     """
     if not (data_dir / "manifest.json").is_file():
         raise DataError(f"{data_dir}: no finished data set; make it with `ppe-lora data build RECIPE`")
-    decisive = recipe.model_dump(mode="json", exclude={"export": True, "name": True, "data": True, "track": True})
-    for harmless in ("checkpoint_minutes", "keep_checkpoints"):
-        del decisive["train"][harmless]
-    del decisive["evaluate"]["latency_limit_ms"]
+    decisive = {name: section for name, section in decisive_values(recipe).items() if name not in ("name", "data")}
     version = read_json(data_dir / "manifest.json")["dataset_version"]
     return {"recipe": decisive, "dataset_version": version, "metric_version": METRIC_VERSION}
 
@@ -113,7 +110,7 @@ def _prepare_folder(recipe: Recipe, inputs: dict[str, Any], run_dir: Path, *, re
         shutil.rmtree(run_dir, ignore_errors=True)
     if config.is_file():
         differing = differing_keys(recipe, load_recipe(config))
-        changed = [key for key in differing if not key.startswith(NOT_DECISIVE)]
+        changed = [key for key in differing if is_decisive(key)]
         if started_from.is_file() and read_json(started_from)["dataset_version"] != inputs["dataset_version"]:
             changed.append("its data set")
         if changed:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from ppe_lora import pipeline
+from ppe_lora import commands, pipeline
 from ppe_lora.artifacts import read_json
 from ppe_lora.engines.llama_cpp import LlamaCpp
 from ppe_lora.engines.modelfile import prompt_template
@@ -59,7 +59,7 @@ def test_llama_cpp_in_float32_answers_as_our_decoder_does(exported: EngineRun, t
         means = asyncio.run(read(LlamaCpp(url, "demo-f32", 1800), run.prompts[:MEANS], task, run.tokenizer, run.trie))
         request = next(row.request for row in run.rows if not row.context)
         told = ask_client(run.folder / "gguf", url, "demo-f32", request)
-        pipeline.prove(run.recipe, "gguf", url, None)
+        commands.prove(run.recipe, "gguf", url, None)
     greedy, posterior = compare(run.readings, texts, task), compare(run.readings[:MEANS], means, task)
     print(json.dumps({"llama.cpp": "f32", "greedy": greedy, "posterior": posterior}))
     assert greedy["identical"] >= 0.98 * len(run.rows)

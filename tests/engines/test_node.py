@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ppe_lora import pipeline
+from ppe_lora import commands, pipeline
 from ppe_lora.artifacts import read_json
 from tests.engines.conftest import ROOT, EngineRun
 
@@ -34,7 +34,7 @@ def test_node_answers_as_our_decoder_does(engine_run: EngineRun) -> None:
     done = subprocess.run(["node", folder / "client.mjs"], input="\n".join(lines), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [json.loads(line) for line in done.stdout.splitlines()] == [one.text for one in run.readings[:ANSWERS]]
-    pipeline.prove(run.recipe, "onnx", None, None)
+    commands.prove(run.recipe, "onnx", None, None)
     (entry,) = [one for one in read_json(folder / "parity.json")["entries"] if "Node" in one["engine"]]
     assert entry["identical"] >= 0.9 * entry["answers"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ppe_lora import pipeline
+from ppe_lora import commands, pipeline
 from ppe_lora.artifacts import read_json
 from ppe_lora.engines.vllm import Vllm
 from ppe_lora.export.parity import compare
@@ -53,7 +53,7 @@ def test_vllm_answers_as_our_decoder_does(exported: EngineRun, tmp_path: Path, s
         means = asyncio.run(read(engine, run.prompts[:MEANS], task, run.tokenizer, run.trie))
         request = next(row.request for row in run.rows if not row.context)
         told = ask_client(run.folder / "vllm", url, run.recipe.name, request)
-        pipeline.prove(run.recipe, export, url, None)
+        commands.prove(run.recipe, export, url, None)
     greedy = compare(run.readings, texts, task)
     posterior = compare(run.readings[:MEANS], means, task)
     print(json.dumps({"vllm": export, "greedy": greedy, "posterior": posterior}))

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import pytest
 from transformers import MistralConfig, MistralForCausalLM
 
 from ppe_lora.recipe.schema import Lora
@@ -41,7 +40,6 @@ def test_every_way_to_train_is_timed(tmp_path, monkeypatch, capsys):
     assert all(len(samples) >= 4 and min(samples) > 0 for samples in seconds.values())
 
 
-@pytest.mark.skipif(not (BENCHMARKS / "results" / "accuracy.json").is_file(), reason="no ladder has been measured yet")
 def test_the_ladder_is_made_from_its_raw_predictions():
     """A figure in the README that the committed predictions do not give would be an invention."""
     module = benchmark("accuracy")

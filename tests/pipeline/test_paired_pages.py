@@ -1,12 +1,11 @@
 """leaderboard.html and comparison.html as a browser shows them: true figures, no requests, nothing runs off."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser
 
 from ppe_lora.compare import compare_sides
 from ppe_lora.evaluation.comparison import Comparison
@@ -15,8 +14,8 @@ from ppe_lora.recipe import load_recipe
 from ppe_lora.report.comparison_page import write_comparison_page
 from ppe_lora.report.leaderboard_page import write_leaderboard_page
 from tests.evaluations import predictions, write_run
+from tests.pages import open_page
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = "<script>window.hacked = true</script><img src=x onerror='window.hacked = true'> {{ made }}"
 PAGES = ("leaderboard.html", "comparison.html")
 
@@ -48,30 +47,6 @@ def compared(board: tuple[Path, Leaderboard]) -> Comparison:
     found = compare_sides(("r04", "r16"), folder, lambda recipe: folder)
     write_comparison_page(folder, found.comparison, (found.first, found.second))
     return found.comparison
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.is_file():
-        pytest.skip(f"no Chromium at {CHROMIUM}; on Debian and Ubuntu: apt-get install chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
-
-
-def open_page(browser: Browser, path: Path, width: int, **context: Any) -> tuple[Page, list[str]]:
-    """The page after its figures are drawn, and everything it complained about or asked the network for."""
-    page = browser.new_context(viewport={"width": width, "height": 900}, **context).new_page()
-    faults: list[str] = []
-    page.on("console", lambda message: faults.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: faults.append(f"error: {error}"))
-    own = path.as_uri()
-    page.on("request", lambda request: None if request.url.startswith((own, "data:")) else faults.append(request.url))
-    page.goto(own)
-    for figure in page.locator("[data-figure]").all():
-        figure.locator(".main-svg").first.wait_for()
-    return page, faults
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppe_lora import pipeline
+from ppe_lora import commands
 from ppe_lora.artifacts import read_json
 from ppe_lora.corpus.rows import SPLITS, split_path
 from ppe_lora.corpus.teachers.llm.mistral import MistralEndpoint
@@ -132,7 +132,7 @@ def test_far_texts_are_rejected_and_nothing_is_asked_twice(
     )
     assert max(np.mean(squared, axis=1)) <= floor["threshold"] < 0.05
 
-    pipeline.describe_data(load_recipe(Path("r.yaml"), [RELABEL]))
+    commands.describe_data(load_recipe(Path("r.yaml"), [RELABEL]))
     shown = f"mse_norm {floor['mse_norm']:.4f}: teacher-1 reads the kept texts back, {floor['unread']} unread"
     assert f'<dt>noise floor</dt><dd class="mono">{shown}</dd>' in (data / "data_report.html").read_text()
 

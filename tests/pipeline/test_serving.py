@@ -31,8 +31,8 @@ def server(served_run: Path, speaker: Path) -> Iterator[Running]:
     """The merged model, its adapter, and the model it was tuned from."""
     adapter_only = served_run.parent / "adapter_only"
     adapter_only.mkdir(exist_ok=True)
-    for name in ("config.yaml", "best", "calibration.json"):
-        if not (adapter_only / name).exists():
+    for name in ("config.yaml", "best", "calibration.json", "head.npz"):
+        if (served_run / name).exists() and not (adapter_only / name).exists():
             (adapter_only / name).symlink_to(served_run / name)
     with serving([f"tuned={served_run}", f"adapter={adapter_only}", f"base={speaker}"]) as running:
         yield running
@@ -259,6 +259,19 @@ def test_files_that_do_not_belong_to_the_model_are_refused(served_run, tmp_path,
     (folder / "parity.json").unlink()
     assert ppe_lora("serve", "--port", "0", str(folder)) == 2
     assert "expected an export with its parity.json; got none" in capsys.readouterr().err
+
+
+def test_a_calibration_without_the_head_that_it_uses_is_refused(served_run, tmp_path, capsys):
+    """Served without it, every answer would be another one than the evaluation measured."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.yaml", "best"):
+        (folder / name).symlink_to(served_run / name)
+    stored = json.loads((served_run / "calibration.json").read_text(encoding="utf-8"))
+    stored |= {"kind": "head", "weight": [[0, 0, 1, 0], [0, 0, 0, 1]]}
+    (folder / "calibration.json").write_text(json.dumps(stored), encoding="utf-8")
+    assert ppe_lora("serve", "--port", "0", str(folder)) == 2
+    assert "expected the head that calibration.json uses; got none" in capsys.readouterr().err
 
 
 def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(served_run):

@@ -3,17 +3,15 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from ppe_lora.serving.backend import ApiError, Ask, Reply, Spread
 from ppe_lora.tasks.scores import ScoresTask
 from tests.serving import Running, Scripted, serving
 
-CHROMIUM = Path("/usr/bin/chromium")
 SOFT = {"energy": 20, "warmth": 80, "brightness": 41, "acousticness": 74, "complexity": 25, "nostalgia": 63}
 LOUD = {"energy": 96, "warmth": 35, "brightness": 88, "acousticness": 4, "complexity": 51, "nostalgia": 9}
 
@@ -36,16 +34,6 @@ class Moods(Scripted):
         moved = {key: min(100, value + self.shift) for key, value in mood.items()}
         spread = {key: Spread(9.0, max(0, value - 12), min(100, value + 15)) for key, value in moved.items()}
         return Reply(moved, spread if self.sure else None, True, 60, 30)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.is_file():
-        pytest.skip(f"no Chromium at {CHROMIUM}; on Debian and Ubuntu: apt-get install chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

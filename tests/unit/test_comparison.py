@@ -11,6 +11,7 @@ from ppe_lora.artifacts import read_json, write_json
 from ppe_lora.compare import compare_sides
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.comparison import Comparison
+from ppe_lora.evaluation.stored import read_run
 from ppe_lora.report.comparison import verdict, write_comparison
 from tests.evaluations import predictions, write_run
 
@@ -213,3 +214,11 @@ def test_torn_predictions_are_named(here, run):
     assert refusal("good", "torn").startswith(
         "checkpoints/torn/test/eval_predictions.jsonl: expected the predictions of an evaluation; got: "
     )
+
+
+def test_requests_with_separators_of_lines_are_one_row(here):
+    """JSON may hold U+2028 as it is; Python takes it for the end of a line, a JSONL reader must not."""
+    rows = predictions(errors(10, seed=1))
+    rows[0]["request"] = "rain\u2028and\x85more"
+    write_run(here / "one", rows)
+    assert list(read_run(here / "one").predictions) == [row["id"] for row in rows]

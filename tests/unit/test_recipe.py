@@ -6,7 +6,7 @@ import pytest
 
 from ppe_lora.errors import RecipeError
 from ppe_lora.recipe import load_recipe
-from ppe_lora.recipe.load import differing_keys, dump_recipe
+from ppe_lora.recipe.load import decisive_values, differing_keys, dump_recipe, is_decisive
 
 GOOD = """\
 data:
@@ -105,3 +105,15 @@ def test_the_dumped_recipe_loads_to_an_equal_one(tmp_path):
 def test_differing_keys_are_dotted(tmp_path):
     path = write(tmp_path, GOOD)
     assert differing_keys(load_recipe(path), load_recipe(path, ["student.lora.rank=4"])) == ["student.lora.rank"]
+
+
+def test_tracking_may_start_while_a_training_goes_on(tmp_path):
+    """A resume with W&B turned on continues the same experiment; one with another rank does not."""
+    path = write(tmp_path, GOOD)
+    plain, tracked = load_recipe(path), load_recipe(path, ["track.wandb.project=p", "train.checkpoint_minutes=1"])
+    assert differing_keys(plain, tracked)
+    assert not [key for key in differing_keys(plain, tracked) if is_decisive(key)]
+    assert decisive_values(plain) == decisive_values(tracked)
+    other = load_recipe(path, ["student.lora.rank=4"])
+    assert [key for key in differing_keys(plain, other) if is_decisive(key)] == ["student.lora.rank"]
+    assert decisive_values(plain) != decisive_values(other)

@@ -1,0 +1,292 @@
+"""What people ask around the stages: what will it cost, what is in it, does it fit, does the engine answer the same?
+
+Each command reads what the stages of `pipeline` wrote, or will write, and prints what it found; none changes a run.
+torch is imported inside the commands that need it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ppe_lora.console import console, progress
+from ppe_lora.pipeline import data_dir, run_dir
+from ppe_lora.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ppe_lora.corpus.rows import Row
+    from ppe_lora.corpus.teachers.llm.fetch import Plan
+
+
+def plan_data(recipe: Recipe, shard: str | None = None, *, skip_corrupt: bool = False) -> None:
+    """Print what asking the teacher would take. Asks nothing.
+
+    Raises:
+        DataError: There is no such shard, or a raw file is corrupt.
+    """
+    from ppe_lora.corpus.planning import parse_shard, plan_asking, plan_reading
+
+    rows = getattr(recipe.data.source, "rows", None)
+    folder = data_dir(recipe)
+    writing = plan_asking(recipe, folder, parse_shard(shard) if shard else None, skip_corrupt=skip_corrupt)
+    reading = None if shard else plan_reading(recipe, folder, skip_corrupt=skip_corrupt)
+    if writing:
+        console.print(f"{folder}: {rows:,} rows; {_planned(writing)}")
+    if reading:
+        console.print(f"{folder}: texts to read back; {_planned(reading)}")
+    if writing is None and reading is None:
+        console.print(f"{folder}: {f'{rows:,} rows' if rows else 'an import'}; no language model is asked")
+
+
+def _planned(plan: "Plan") -> str:
+    model, estimate, seconds, pace = plan
+    expected, worst = estimate.expected, estimate.worst
+    return (
+        f"{expected.requests:,} requests still to ask {model}, {estimate.answered:,} answered already\n"
+        f"  tokens  {expected.prompt_tokens:,} of prompts and {expected.completion_tokens:,} of answers expected; "
+        f"at most {worst.tokens:,}\n"
+        f"  money   {estimate.expected_cost:,.2f} expected; at most {estimate.worst_cost:,.2f} at the recipe's prices\n"
+        f"  time    {pace if seconds is None else f'{_duration(seconds)} at {pace}'}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def write_questions(recipe: Recipe, out: Path) -> None:
+    """Write what is still to be asked as batch files for another engine (see `planning.write_questions`)."""
+    from ppe_lora.corpus.planning import write_questions as write
+
+    files = write(recipe, data_dir(recipe), out)
+    if not files:
+        console.print(f"{data_dir(recipe)}: every question has a raw answer; build the data set")
+    for path, model, count in files:
+        console.print(f"{path}: {count:,} questions to {model}")
+
+
+def read_answers(recipe: Recipe, results: list[Path]) -> None:
+    """Keep another engine's answers as raw replies (see `planning.read_answers`)."""
+    from ppe_lora.corpus.build import raw_dir
+    from ppe_lora.corpus.planning import read_answers as read
+
+    answers = read(recipe, data_dir(recipe), results)
+    console.print(f"{raw_dir(data_dir(recipe))}: {len(answers.replies):,} new answers")
+    if answers.unanswered:
+        reason = next(iter(answers.unanswered.values()))
+        console.print(f"  {len(answers.unanswered):,} questions have none (the first: {reason})", markup=False)
+
+
+def describe_data(recipe: Recipe) -> None:
+    """Write `stats.json` and the page `data_report.html` into the data set's folder, and print the page's verdict.
+
+    Raises:
+        DataError: There is no finished data set, or a file breaks the row contract.
+    """
+    from ppe_lora.artifacts import write_json
+    from ppe_lora.corpus.description import describe, read_dataset
+    from ppe_lora.corpus.stats import dataset_stats
+    from ppe_lora.report.data_page import FILE_NAME, write_data_page
+
+    folder = data_dir(recipe)
+    with progress("describing data", 5) as advance:
+        data = read_dataset(folder, recipe.task)
+        stats = dataset_stats(data.by_split, recipe.task)
+        write_json(folder / "stats.json", stats)
+        advance(note="counting tokens")
+        tokens, missing = _token_lengths(recipe, data.kept)
+        described = describe(
+            data,
+            recipe.task,
+            group=recipe.data.split.group,
+            tokens=tokens,
+            max_tokens=recipe.student.max_tokens,
+            step=lambda doing: advance(note=doing),
+        )
+        verdict = write_data_page(folder, recipe, data, stats, described, missing)
+    console.print(verdict)
+    if missing:
+        console.print(f"  no lengths in tokens: {missing}", markup=False)
+    console.print(str(folder / FILE_NAME))
+
+
+def _token_lengths(recipe: Recipe, rows: list["Row"]) -> tuple[dict[str, int], str | None]:
+    """Whole rows in the student's tokens by row id, or why they cannot be counted: data may precede its student."""
+    from ppe_lora.errors import ModelError
+    from ppe_lora.student.base import resolve_tokenizer
+    from ppe_lora.student.encode import token_lengths
+    from ppe_lora.student.tokenizer import load_tokenizer
+
+    try:
+        return token_lengths(rows, recipe.task, load_tokenizer(resolve_tokenizer(recipe.student))), None
+    except ModelError as error:
+        return {}, str(error)
+
+
+def show_row(recipe: Recipe, split: str, number: int) -> None:
+    """Print one row's tokens as the student sees them; the supervised ones are marked.
+
+    Raises:
+        DataError: There is no such split or row.
+    """
+    from typing import get_args
+
+    from rich.table import Table
+
+    from ppe_lora.corpus.rows import read_rows, split_path
+    from ppe_lora.errors import DataError
+    from ppe_lora.recipe.schema import SplitName
+    from ppe_lora.student.base import resolve_tokenizer
+    from ppe_lora.student.encode import show_row as tokens_of
+    from ppe_lora.student.tokenizer import load_tokenizer
+
+    found: SplitName | None = next((name for name in get_args(SplitName) if name == split), None)
+    if found is None:
+        raise DataError(f"--split: expected one of {', '.join(get_args(SplitName))}; got {split}")
+    rows = read_rows(split_path(data_dir(recipe), found), recipe.task)
+    if not 1 <= number <= len(rows):
+        raise DataError(f"--row: expected 1 to {len(rows)}; got {number}")
+    row = rows[number - 1]
+    table = Table("id", "token", "supervised", title=f"{split} row {number} ({row.id})")
+    for piece, token, supervised in tokens_of(row, recipe.task, load_tokenizer(resolve_tokenizer(recipe.student))):
+        table.add_row(str(token), repr(piece)[1:-1], "[green]yes[/green]" if supervised else "")
+    console.print(table)
+
+
+def convert_data(source: Path, target: Path, to: str, recipe: Recipe | None, skip_invalid: bool) -> None:
+    """Convert a data set to another format (see `ppe_lora.corpus.convert.convert`) and print what was written.
+
+    Raises:
+        DataError: There is no such format, or the data cannot be converted.
+    """
+    from ppe_lora.corpus.convert import convert
+    from ppe_lora.corpus.formats import FORMATS
+    from ppe_lora.errors import DataError
+    from ppe_lora.tasks.scores import ScoresTask
+
+    found = next((name for name in FORMATS if name == to), None)
+    if found is None:
+        raise DataError(f"--to: expected one of {', '.join(FORMATS)}; got {to}")
+    converted = convert(source, target, found, recipe.task if recipe else ScoresTask(), skip_invalid)
+    written = ", ".join(f"{count} {split}" for split, count in converted.rows.items())
+    console.print(f"{target}: {written} rows as {found}; every line is in {target}/report.jsonl")
+    if converted.skipped:
+        console.print(f"  left out {converted.skipped} that are not valid")
+
+
+def baselines(recipe: Recipe) -> None:
+    """Print what predictors without a language model get on the test rows.
+
+    Raises:
+        DataError: The data set has not been built.
+    """
+    from rich.table import Table
+
+    from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
+    from ppe_lora.evaluation.baselines import (
+        constant_mse_norm,
+        embedding_answers,
+        ridge_mse_norm,
+        train_mean_mse_norm,
+    )
+    from ppe_lora.evaluation.metrics import Scale, mse_norm
+
+    task = recipe.task
+    train_rows, test_rows = (read_rows(split_path(data_dir(recipe), split), task) for split in ("train", "test"))
+    train_NK, test_NK = targets_matrix(train_rows, task), targets_matrix(test_rows, task)
+    texts = [[row.request for row in rows] for rows in (train_rows, test_rows)]
+    trivial = train_mean_mse_norm(train_NK, test_NK, task)
+    table = Table(
+        "baseline", "mse_norm", "against the train mean", title=f"{recipe.data.name}: {len(test_rows)} test rows"
+    )
+    for name, value in (
+        ("middle of the range, always", constant_mse_norm(test_NK, task)),
+        ("train mean, always", trivial),
+        ("ridge regression on character n-grams", ridge_mse_norm(texts[0], train_NK, texts[1], test_NK, task)),
+    ):
+        table.add_row(name, f"{value:.5f}", f"{value / trivial:.3f}")
+    embedded_NK = embedding_answers(texts[0], train_NK, texts[1], task)
+    if embedded_NK is None:
+        table.add_row("ridge regression on sentence embeddings", "-", "pip install ppe_lora\\[embeddings]")
+    else:
+        value = mse_norm(embedded_NK, test_NK, Scale(task.low, task.high))
+        table.add_row("ridge regression on sentence embeddings", f"{value:.5f}", f"{value / trivial:.3f}")
+    console.print(table)
+
+
+def estimate(recipe: Recipe, rows: int | None) -> None:
+    """Print memory, speed and time of a recipe's training, on this machine and on usual cards, before it runs.
+
+    Raises:
+        DataError: The number of rows cannot be known beforehand.
+        ModelError: The model's size is not known.
+    """
+    from rich.table import Table
+
+    from ppe_lora.errors import DataError, ModelError
+    from ppe_lora.student.estimate import CARDS, estimate, expected_rows, this_machine
+    from ppe_lora.student.machine import GB, model_size
+
+    size = model_size(recipe.student)
+    if size is None:
+        raise ModelError(f"{recipe.student.model}: unknown size; download it and name its folder")
+    counts = expected_rows(recipe) if rows is None else (rows, round(rows * 0.05))
+    if counts is None:
+        raise DataError("how many rows the import has is not known before it is read; give --rows")
+    table = Table(
+        "card", "memory", "fits", "rows/s", "training", "evaluation", title=f"{recipe.name}: {counts[0]:,} rows"
+    )
+    for card in (this_machine(), *CARDS):
+        told = estimate(recipe, size, card, train_rows=counts[0], valid_rows=counts[1])
+        table.add_row(
+            card.name,
+            f"{told.need.total / GB:.1f} of {card.memory / GB:.0f} GB",
+            "[green]yes[/green]" if told.fits else "[red]no[/red]",
+            f"{told.rows_per_s:.3g}",
+            _duration(told.training_s),
+            _duration(told.evaluation_s),
+        )
+    console.print(table)
+    console.print("estimates from counts, not measurements; the formulas are in ppe_lora/student/estimate.py")
+
+
+def doctor(recipes: Path) -> None:
+    """Print what this machine can do, and which recipes of a folder fit it."""
+    from rich.table import Table
+
+    from ppe_lora.recipe import load_recipe
+    from ppe_lora.student.estimate import fit_here
+    from ppe_lora.student.machine import describe_machine
+
+    machine = Table("what", "found", "remark")
+    for fact in describe_machine():
+        machine.add_row(*map(str, fact))
+    console.print(machine)
+    shipped = Table("recipe", "fits", "why")
+    for path in sorted(recipes.rglob("*.yaml")):
+        fit, why = fit_here(load_recipe(path))
+        shipped.add_row(str(path), "[green]yes[/green]" if fit else "[red]no[/red]", why)
+    console.print(shipped)
+
+
+def prove(recipe: Recipe, export: str, url: str | None, model: str | None) -> None:
+    """Hold a served export against its certificate, and print the verdict (see `ppe_lora.export.served`).
+
+    Raises:
+        RunError: There is no such export, or `url` is missing or has no place.
+        EngineError: The engine cannot be reached, or does not answer as asked.
+    """
+    from ppe_lora.export.proof import prove_export
+
+    console.print(prove_export(recipe, run_dir(recipe), export, url, model))
+
+
+def push(folder: Path, repository: str, *, private: bool) -> None:
+    """Upload an export folder to the Hugging Face Hub (see `ppe_lora.export.hub.push_folder`)."""
+    from ppe_lora.export.hub import push_folder
+
+    console.print(f"{folder} is at {push_folder(folder, repository, private=private)}")

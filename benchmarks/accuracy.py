@@ -40,7 +40,9 @@ COMMITTED = Path(__file__).parent / "results" / "accuracy.json"
 NUMBERS = ["train.objective.raft=1", "train.objective.crps=1"]
 RUNGS = {
     "cross_entropy": [],
+    "head": ["train.objective.head=1"],
     "numbers": NUMBERS,
+    "numbers_head": [*NUMBERS, "train.objective.head=1"],
     "numbers_request": [*NUMBERS, "train.objective.slots=request"],
 }
 SPAN = 100.0
@@ -143,9 +145,10 @@ def untuned_head(recipe: Recipe, train: list[Row], test: list[Row]) -> Matrix:
     model = load_base(recipe.student, base, "cpu")
     splits = [encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens) for rows in (train, test)]
     layers = layers_to_try(model)
-    states = [request_states(model, one.encoded, layers, batch_rows=16, pad_id=tokenizer.pad_id) for one in splits]
+    states = [request_states(model, one.encoded, layers, batch_rows=16) for one in splits]
     head = fit_head(states[0], layers, targets_matrix(train, recipe.task))
-    return head.read(states[1][:, layers.index(head.layer)], recipe.task.low, recipe.task.high)
+    own_NLD = states[1][:, [layers.index(layer) for layer in head.layers]]
+    return head.read(own_NLD, recipe.task.low, recipe.task.high)
 
 
 def predictions(run: Path, recipe: Recipe) -> dict[str, Any]:

@@ -248,6 +248,9 @@ class Objective(Section):
     """Weight of the ranked probability score, which keeps the spread honest."""
     legal: Weight = 0.0
     """Weight of the probability that is lost to tokens which cannot go on a number."""
+    head: Weight = 0.0
+    """Weight of the squared error of the head, `ppe_lora/student/head.py`: fitted to the base model before training, it
+    stays as it is while the hidden states that it reads learn."""
     skeleton: Weight = 1.0
     """Weight of the answer's tokens that are no digits: braces, keys, commas, the end."""
     label_smoothing: Share = 0.0

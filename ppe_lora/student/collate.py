@@ -17,9 +17,11 @@ Batch = dict[str, torch.Tensor]
 """`input_ids`, `position_ids` and `labels` (B, T); `attention_mask` (B, T), or (B, 1, T, T) boolean in a pack. A label
 is the token that its position has to predict, or -100.
 
-A pack also has the `blocks` (G, 2) of its mask (see `Layout.blocks`). With S slots it has `slot_columns` (S, M), where
-the logits of a slot's choices are, `slot_target` (S), the target's index among the trie's values, and
-`slot_terminator_of` (S), the key whose terminator ends the value there."""
+A pack of N rows also has the `blocks` (G, 2) of its mask (see `Layout.blocks`); `requests` (N, 2), the first column and
+the number of the prompt tokens that are a row's own, behind the shared instruction; and, where rows have them, `leaves`
+(N, K), the targets' indices among the trie's values, and `folds` (N). With S = N K slots it has `slot_columns` (S, M),
+where the logits of a slot's choices are, and `slot_terminator_of` (S), the key whose terminator ends the value there.
+Slots come key by key, row by row."""
 
 
 class PackedCollator:
@@ -45,6 +47,7 @@ class PackedCollator:
         """Collate rows with the keys `prompt_ids`, `completion_ids` and `shared`, and `leaves` (K) with a trie."""
         runs: list[Run] = []
         slots: list[Slot] = []
+        requests: list[tuple[int, int]] = []
         root_of: dict[tuple[int, ...], int] = {}
         for row in rows:
             beginning = tuple(row["prompt_ids"][: row["shared"]])
@@ -53,6 +56,7 @@ class PackedCollator:
                 parent = root_of[beginning] = len(runs)
                 runs.append(Run(beginning))
             rest = row["prompt_ids"][row["shared"] :]
+            requests.append((len(runs), len(rest)))
             if self.trie is None:
                 ids = [*rest, *row["completion_ids"]]
                 runs.append(Run(ids, parent, next_labels(ids, len(row["completion_ids"]))))
@@ -66,12 +70,16 @@ class PackedCollator:
             "labels": layout.labels[None],
             "blocks": torch.tensor(layout.blocks),
         }
+        end = torch.tensor([len(run.ids) for run in runs]).cumsum(0)
+        batch["requests"] = torch.tensor(
+            [(int(end[run]) - len(runs[run].ids), length) for run, length in requests]  # a row's first run begins so
+        )
+        if "leaves" in rows[0]:
+            batch["leaves"] = torch.tensor([row["leaves"] for row in rows])
+            batch["folds"] = torch.tensor([row.get("fold", 0) for row in rows])
         if self.trie is not None:
-            leaves = [leaf for row in rows for leaf in row["leaves"]]
-            last = torch.tensor([len(run.ids) for run in runs]).cumsum(0) - 1
-            batch["slot_columns"] = last[torch.tensor([slot.runs for slot in slots])]
+            batch["slot_columns"] = end[torch.tensor([slot.runs for slot in slots])] - 1
             batch["slot_terminator_of"] = torch.tensor([slot.terminator_of for slot in slots])
-            batch["slot_target"] = torch.tensor(leaves)
         return batch
 
 
@@ -137,18 +145,16 @@ def forward_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, 
     columns = (batch["labels"] != IGNORED).any(dim=0).nonzero().squeeze(1)
     if "slot_columns" in batch:
         columns = torch.cat([columns, batch["slot_columns"].flatten()]).unique()
-    options = {}
-    if "blocks" in batch and batch["blocks"].device.type == "cpu":  # on a GPU one whole kernel beats many small ones
-        options["blocks"] = batch["blocks"].tolist()
-    logits = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        position_ids=batch["position_ids"],
-        logits_to_keep=columns,
-        use_cache=False,
-        **options,
-    ).logits
+    logits = model(**model_inputs(batch), logits_to_keep=columns).logits
     return logits, columns
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """What a model's forward pass takes of a batch."""
+    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    if "blocks" in batch and batch["blocks"].device.type == "cpu":  # on a GPU one whole kernel beats many small ones
+        inputs["blocks"] = batch["blocks"].tolist()
+    return {**inputs, "use_cache": False}
 
 
 def completion_nll(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

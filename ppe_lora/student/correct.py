@@ -17,7 +17,7 @@ CALIBRATION_FILE = "calibration.json"
 
 
 def fit_correction(
-    model: StudentModel, recipe: Recipe, run_dir: Path, train: EncodedSplit, valid: EncodedSplit, pad_id: int
+    model: StudentModel, recipe: Recipe, run_dir: Path, train: EncodedSplit, valid: EncodedSplit
 ) -> None:
     """Write `calibration.json` of a finished training, and `head.npz` if the correction uses the head.
 
@@ -29,7 +29,6 @@ def fit_correction(
         run_dir: Its run folder, with the selected epoch's predictions.
         train: Rows that the head is fitted on.
         valid: Rows that the correction is fitted on.
-        pad_id: Any token id.
     """
     for stale in (run_dir / FILE, run_dir / CALIBRATION_FILE):
         stale.unlink(missing_ok=True)
@@ -46,11 +45,12 @@ def fit_correction(
         batch_rows = recipe.evaluate.batch_rows
         with progress("reading hidden states", len(train.rows) + len(valid.rows)) as advance:
             train_NLD, valid_NLD = (
-                request_states(model, split.encoded, layers, batch_rows=batch_rows, pad_id=pad_id, advance=advance)
+                request_states(model, split.encoded, layers, batch_rows=batch_rows, advance=advance)
                 for split in (train, valid)
             )
         head = fit_head(train_NLD, layers, targets_matrix(train.rows, task))
-        head_NK = head.read(valid_NLD[:, layers.index(head.layer)], task.low, task.high)
+        own_NLD = valid_NLD[:, [layers.index(layer) for layer in head.layers]]
+        head_NK = head.read(own_NLD, task.low, task.high)
     found = fit_calibration(mean_NK, sd_NK, targets_matrix(valid.rows, task), task, head_NK)
     if head is not None and found.uses_head:
         head.save(run_dir)

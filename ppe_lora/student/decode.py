@@ -238,16 +238,19 @@ class _SkeletonBatch:
         if self.head is None:
             return [None] * len(self.requests)
         low, high = float(self.trie.values[0]), float(self.trie.values[-1])
-        return list(self.head.read(self.states_BD, low, high))
+        return list(self.head.read(self.states_BLD, low, high))
 
     def _heads_layers(self, first: bool) -> list[int]:
-        return [self.head.layer] if first and self.head is not None else []
+        return list(self.head.layers) if first and self.head is not None else []
 
     def _see_request(self, logits: torch.Tensor, behind: int, heard: dict[int, torch.Tensor]) -> None:
         """Let what follows see the request, `behind` columns from the end of the first chunk; remember both, and what
         the head reads."""
         if self.head is not None:
-            self.states_BD = mean_states(heard[self.head.layer], list(map(len, self.requests)), behind)
+            lengths = list(map(len, self.requests))
+            self.states_BLD = np.stack(
+                [mean_states(heard[layer], lengths, behind) for layer in self.head.layers], axis=1
+            )
         self.after_request_BV = logits[:, 0]
         self.prompts.see([range(-behind - len(request), -behind) for request in self.requests])
         self.request_BC = self.prompts.seen_BC.clone()

@@ -25,7 +25,7 @@ from ppe_lora.evaluation.metrics import (
 from ppe_lora.recipe.schema import Evaluate, ReadOut
 from ppe_lora.student.decode import Decoded, Decoder, answer_token_limit, measure_latency_ms
 from ppe_lora.student.encode import EncodedRow, encode_rows
-from ppe_lora.student.head import Head
+from ppe_lora.student.head import FOLDS, Head
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.posterior import crps, mean, quantile
 from ppe_lora.student.processes import processes
@@ -43,7 +43,7 @@ class EncodedSplit(NamedTuple):
     too_long: int
 
     def batch_rows(self, trie: ScoreTrie) -> list[dict[str, Any]]:
-        """The rows as collators take them, with their targets as leaves of the trie.
+        """The rows as collators take them, with their targets as leaves of the trie and their fold (`head.FOLDS`).
 
         Raises:
             ModelError: An answer's tokens are not those of its parts, so that its scores would be read at other tokens.
@@ -55,8 +55,8 @@ class EncodedSplit(NamedTuple):
                     f"tokenizer joins parts of {dict(row.target)}; choose a student whose tokenizer has a token a digit"
                 )
         return [
-            {**encoded._asdict(), "leaves": [trie.leaf_of(value) for value in row.target.values()]}
-            for row, encoded in zip(self.rows, self.encoded, strict=True)
+            {**own._asdict(), "leaves": [trie.leaf_of(value) for value in row.target.values()], "fold": index % FOLDS}
+            for index, (row, own) in enumerate(zip(self.rows, self.encoded, strict=True))
         ]
 
 

@@ -1,10 +1,16 @@
-"""The head: ridge regression from the student's own hidden states to the scores, solved in closed form after training.
+"""The head: ridge regression from the student's own hidden states to the scores, solved in closed form.
 
-    request tokens -> hidden states of one layer -> their mean -> a linear map -> six scores
+    request tokens -> hidden states of four layers -> their mean over tokens -> a linear map each -> average: scores
 
 What a language model knows about a sentence lies in its middle layers long before a short training has taught it to
 write that down as digits, so with few rows this reads more than the text does. It costs one pass over the training
-rows to fit and nothing to serve: the decoder computes those states anyway. N rows, L layers, D width, K keys.
+rows to fit and nothing to serve: the decoder computes those states anyway.
+
+It may also teach: training with `train.objective.head` moves the states so that heads fitted before read them better.
+There each row is read by a head that was fitted without it. A head that has seen a row reads its states nearly right
+already, by heart, and has nothing to say about how they should be.
+
+N rows, L layers, D width, K keys, F folds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +20,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
+from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.metrics import Matrix
-from ppe_lora.student.cache import PromptCache, chunk_of, encode_instruction
+from ppe_lora.student.collate import PackedCollator, model_inputs
 from ppe_lora.student.encode import EncodedRow, alike
-from ppe_lora.student.layout import Run, lay_out
 from ppe_lora.student.load import StudentModel
 
 LAYERS = 8
 """How many layers are tried, evenly spread over the upper three quarters of the model."""
+_AVERAGED = 4
+"""How many of them are read."""
 LEAST_ROWS = 50
 """Training rows from which a head is fitted."""
+FOLDS = 5
+"""Of training rows: row i is of fold i % FOLDS."""
+_TEACHERS_ROWS = 4000
+"""Most rows that the heads which teach are fitted on: a fit takes time with the square of the width for each."""
 _ALPHAS = tuple(10.0**power for power in np.arange(0.5, 5.5, 0.5))
 FILE = "head.npz"
 """No safetensors: vLLM takes every such file in a folder for weights of the model."""
@@ -34,50 +45,132 @@ FILE = "head.npz"
 class Head(NamedTuple):
     """A fitted head."""
 
-    layer: int
-    """Whose output is read; 1 is the first decoder layer."""
-    weight_KD: Matrix
+    layers: tuple[int, ...]
+    """Whose outputs are read; 1 is the first decoder layer."""
+    weight_LKD: np.ndarray
+    """Each layer's own map, divided by the number of layers."""
     offset_K: Matrix
 
-    def read(self, states_ND: Matrix, low: float, high: float) -> Matrix:
-        """Scores (N, K) of mean hidden states, within the range, not rounded."""
-        return np.clip(states_ND @ self.weight_KD.T + self.offset_K, low, high)
+    def read(self, states_NLD: np.ndarray, low: float, high: float) -> Matrix:
+        """Scores (N, K) of the mean states of `layers`, within the range, not rounded."""
+        return np.clip(np.einsum("nld,lkd->nk", states_NLD, self.weight_LKD) + self.offset_K, low, high)
 
     def save(self, folder: Path) -> None:
         """Write `head.npz`."""
-        np.savez(folder / FILE, layer=self.layer, weight=self.weight_KD, offset=self.offset_K)
+        np.savez(folder / FILE, layers=self.layers, weight=self.weight_LKD, offset=self.offset_K)
 
     @staticmethod
     def load(folder: Path) -> "Head | None":
-        """Read `head.npz` of a folder; None where there is none."""
-        if not (folder / FILE).is_file():
+        """Read `head.npz` of a folder; None where there is none.
+
+        Raises:
+            ModelError: The file is no head.
+        """
+        path = folder / FILE
+        if not path.is_file():
             return None
-        with np.load(folder / FILE, allow_pickle=False) as arrays:
-            return Head(int(arrays["layer"]), arrays["weight"], arrays["offset"])
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return Head(tuple(map(int, arrays["layers"])), arrays["weight"], arrays["offset"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{path}: expected a head; got {error!r}; run `ppe-lora evaluate RECIPE`") from error
+
+
+class TeachingHeads(NamedTuple):
+    """Heads of the same layers, of which each has been fitted without one fold of the training rows."""
+
+    layers: tuple[int, ...]
+    weight_FLKD: torch.Tensor
+    offset_FK: torch.Tensor
+
+    def read(self, states_NLD: torch.Tensor, fold_N: torch.Tensor) -> torch.Tensor:
+        """Scores (N, K), each row's by the head that has not seen its fold; not clipped, so that gradients reach all.
+
+        No matrix product, which autocast would round to bfloat16: hidden states have a few very large dimensions."""
+        weight_FLKD, offset_FK = (numbers.to(states_NLD) for numbers in (self.weight_FLKD, self.offset_FK))
+        return (states_NLD[:, :, None] * weight_FLKD[fold_N]).sum((1, 3)) + offset_FK[fold_N]
+
+    def save(self, folder: Path) -> None:
+        """Write `teaching_heads.pt`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(self._asdict(), folder / _TEACHING_FILE)
+
+    @staticmethod
+    def load(folder: Path) -> "TeachingHeads | None":
+        """What `save` wrote; None where there is none."""
+        path = folder / _TEACHING_FILE
+        return TeachingHeads(**torch.load(path, weights_only=True)) if path.is_file() else None
+
+
+_TEACHING_FILE = "teaching_heads.pt"
+
+
+class _Ridge(NamedTuple):
+    """One layer's map, for states as they are."""
+
+    layer: int
+    weight_KD: Matrix
+    offset_K: Matrix
+    error: float
+    """Leave-one-out squared error."""
 
 
 def fit_head(states_NLD: np.ndarray, layers: Sequence[int], target_NK: Matrix) -> Head:
-    """Fit one head a layer and keep that with the smallest leave-one-out error on these rows; the strength of the ridge
-    is chosen per score in the same way.
+    """Fit a ridge regression a layer, its strength per score by leave-one-out error, and average those of the layers
+    where that error is smallest.
 
     Args:
         states_NLD: From `request_states`.
         layers: Which layers those are.
         target_NK: Training targets in task units.
     """
+    return _average(_best(_ridges(states_NLD, layers, target_NK)))
+
+
+def fit_teaching_heads(states_NLD: np.ndarray, layers: Sequence[int], target_NK: Matrix) -> TeachingHeads:
+    """As `fit_head`, once without each fold; only the choice of layers is that of all rows together.
+
+    Args:
+        states_NLD: Of the training rows, in order.
+        layers: Which layers those are.
+        target_NK: Training targets in task units.
+    """
+    states_NLD, target_NK = states_NLD[:_TEACHERS_ROWS], target_NK[:_TEACHERS_ROWS]
+    best = [ridge.layer for ridge in _best(_ridges(states_NLD, layers, target_NK))]
+    best_NLD = states_NLD[:, [layers.index(layer) for layer in best]]
+    fold_N = np.arange(len(target_NK)) % FOLDS
+    heads = [_average(_ridges(best_NLD[fold_N != fold], best, target_NK[fold_N != fold])) for fold in range(FOLDS)]
+    weight_FLKD, offset_FK = (
+        torch.tensor(np.stack(some), dtype=torch.float32)
+        for some in ([head.weight_LKD for head in heads], [head.offset_K for head in heads])
+    )
+    return TeachingHeads(tuple(best), weight_FLKD, offset_FK)
+
+
+def _ridges(states_NLD: np.ndarray, layers: Sequence[int], target_NK: Matrix) -> list[_Ridge]:
     from sklearn.linear_model import RidgeCV  # slow to import
 
-    best: tuple[float, Head] | None = None
+    found = []
     for place, layer in enumerate(layers):
         states_ND = states_NLD[:, place].astype(np.float64)
         center_D, spread_D = states_ND.mean(axis=0), states_ND.std(axis=0) + 1e-6
         ridge = RidgeCV(alphas=_ALPHAS, alpha_per_target=True).fit((states_ND - center_D) / spread_D, target_NK)
         weight_KD = np.asarray(ridge.coef_).reshape(target_NK.shape[1], -1) / spread_D
-        error = -float(np.mean(ridge.best_score_))
-        if best is None or error < best[0]:
-            best = error, Head(layer, weight_KD, np.asarray(ridge.intercept_) - weight_KD @ center_D)
-    assert best is not None
-    return best[1]
+        offset_K = np.asarray(ridge.intercept_) - weight_KD @ center_D
+        found.append(_Ridge(layer, weight_KD, offset_K, -float(np.mean(ridge.best_score_))))
+    return found
+
+
+def _best(ridges: Sequence[_Ridge]) -> list[_Ridge]:
+    """Those to be averaged, by layer."""
+    return sorted(sorted(ridges, key=lambda ridge: ridge.error)[:_AVERAGED], key=lambda ridge: ridge.layer)
+
+
+def _average(ridges: Sequence[_Ridge]) -> Head:
+    weight_LKD = np.stack([ridge.weight_KD for ridge in ridges]) / len(ridges)
+    return Head(
+        tuple(ridge.layer for ridge in ridges), weight_LKD, np.mean([ridge.offset_K for ridge in ridges], axis=0)
+    )
 
 
 def layers_to_try(model: StudentModel) -> list[int]:
@@ -93,7 +186,6 @@ def request_states(
     layers: Sequence[int],
     *,
     batch_rows: int,
-    pad_id: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
     """Mean hidden states of each row's own prompt tokens, those behind the shared instruction: (N, L, D), float32.
@@ -101,28 +193,34 @@ def request_states(
     The model's training mode is left as it was.
     """
     found: dict[int, np.ndarray] = {}
-    instructions: dict[tuple[int, ...], DynamicCache] = {}
+    collate = PackedCollator()
+    decoder: Any = model.get_decoder()
     was_training = model.training
     model.eval()
     try:
-        for batch in alike(rows, batch_rows):
-            shared = tuple(rows[batch[0]].prompt_ids[: rows[batch[0]].shared])
-            if shared and shared not in instructions:
-                instructions[shared] = encode_instruction(model, shared)
-            requests = [rows[index].prompt_ids[rows[index].shared :] for index in batch]
-            prompts = PromptCache(model, instructions.get(shared), len(batch))
+        for indices in alike(rows, batch_rows):
+            prompts = [rows[index]._replace(completion_ids=[]) for index in indices]
+            batch = {
+                name: tensor.to(model.device) for name, tensor in collate([row._asdict() for row in prompts]).items()
+            }
             with listening(model, layers) as heard:
-                prompts.feed(chunk_of([lay_out([Run(request)]) for request in requests], pad_id), 1)
-            means = [mean_states(heard[layer], [len(request) for request in requests], 0) for layer in layers]
-            found.update(zip(batch, np.stack(means, axis=1), strict=True))
-            advance(len(batch))
+                decoder(**model_inputs(batch))
+            means = [pack_means(heard[layer], batch["requests"]).cpu().numpy() for layer in layers]
+            found.update(zip(indices, np.stack(means, axis=1), strict=True))
+            advance(len(indices))
     finally:
         model.train(was_training)
     return np.stack([found[index] for index in range(len(rows))])
 
 
+def pack_means(states_1TD: torch.Tensor, requests_N2: torch.Tensor) -> torch.Tensor:
+    """Mean state of each row's own prompt tokens, (N, D), at least float32; `requests_N2` is the batch's `requests`."""
+    states_TD = states_1TD[0].to(torch.promote_types(states_1TD.dtype, torch.float32))
+    return torch.stack([states_TD[start : start + length].mean(dim=0) for start, length in requests_N2.tolist()])
+
+
 @contextmanager
-def listening(model: StudentModel, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+def listening(model: torch.nn.Module, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
     """While it lasts, the output of these layers (B, W, D) is kept in the mapping, from the last forward pass."""
     heard: dict[int, torch.Tensor] = {}
     handles = []
@@ -148,6 +246,6 @@ def mean_states(states_BWD: torch.Tensor, lengths: Sequence[int], behind: int) -
     return torch.stack(means).cpu().numpy()
 
 
-def _layers(model: StudentModel) -> Any:
-    decoder: Any = model.get_decoder()
-    return decoder.layers
+def _layers(model: torch.nn.Module) -> Any:
+    bare: Any = getattr(model, "module", model)  # distributed training wraps it
+    return bare.get_decoder().layers

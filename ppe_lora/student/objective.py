@@ -7,6 +7,7 @@ score among the training targets, so that 1 is the squared error of always answe
     + raft  * sum over scores of   ((m - y) / s)^2                           the read-out's own error (RAFT, ICLR 2025)
     + crps  * sum over scores of   CRPS(p, y) / s                            keeps the spread honest, RAFT does not
     + legal * sum over choices on the target's path of  -log P(legal tokens)
+    + head  * sum over scores of   ((h - y) / s)^2                           h: what a head reads, see `head`
 
 summed over the rows of an optimizer step and divided by its completion tokens. a is `skeleton` for tokens that no
 number consists of, and 1 for the others. With `label_smoothing` e and `focal` g the cross-entropy of a token is
@@ -20,6 +21,7 @@ import torch
 
 from ppe_lora.recipe.schema import Objective
 from ppe_lora.student.collate import Batch, forward_logits, summed_nll
+from ppe_lora.student.head import TeachingHeads, listening, pack_means
 from ppe_lora.student.layout import IGNORED
 from ppe_lora.student.posterior import choice_logits, crps, illegal_nats, leaf_log_probs, mean
 from ppe_lora.student.trie import ScoreTrie
@@ -31,6 +33,7 @@ def training_loss(
     objective: Objective,
     trie: ScoreTrie | None,
     spread_K: torch.Tensor | None = None,
+    heads: TeachingHeads | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The summed objective of a batch, and its number of completion tokens.
 
@@ -39,9 +42,12 @@ def training_loss(
         batch: From a collator; with slots where the objective looks at the numbers.
         objective: The weights.
         trie: Needed where the objective looks at the numbers or weighs the skeleton.
-        spread_K: Standard deviation of each key's training targets, task units; needed where `batch` has slots.
+        spread_K: Standard deviation of each key's training targets, task units; needed where the objective looks at
+            the numbers.
+        heads: Needed where the objective has a term for them, with the trie and the spread.
     """
-    logits, columns = forward_logits(model, batch)
+    with listening(model, [] if heads is None else heads.layers) as heard:
+        logits, columns = forward_logits(model, batch)
     if (objective.skeleton, objective.label_smoothing, objective.focal) == (1.0, 0.0, 0.0):
         loss, tokens = summed_nll(logits, columns, batch)
     else:
@@ -50,6 +56,12 @@ def training_loss(
         if trie is None or spread_K is None:
             raise ValueError("an objective that looks at the numbers needs the trie and the spread of the targets")
         loss = loss + _number_terms(logits, columns, batch, objective, trie, spread_K)
+    if heads is not None:
+        if trie is None or spread_K is None:
+            raise ValueError("an objective with heads needs the trie and the spread of the targets")
+        means_NLD = torch.stack([pack_means(heard[layer], batch["requests"]) for layer in heads.layers], dim=1)
+        off_NK = heads.read(means_NLD, batch["folds"]) - trie.values.to(means_NLD)[batch["leaves"]]
+        loss = loss + objective.head * ((off_NK / spread_K.to(means_NLD)) ** 2).sum()
     return loss, tokens
 
 
@@ -78,7 +90,8 @@ def _number_terms(
     choice_SMC = choice_logits(logits[0], place_SM, batch["slot_terminator_of"], trie)
     log_p_SV = leaf_log_probs(choice_SMC, trie)
     values_V = trie.values.to(logits.device)
-    target_S = values_V[batch["slot_target"]]
+    leaf_S = batch["leaves"].flatten()
+    target_S = values_V[leaf_S]
     spread_S = spread_K.to(logits.device).repeat(len(target_S) // len(spread_K))  # slots come key by key, row by row
     loss = log_p_SV.new_zeros(())
     if objective.raft:
@@ -86,7 +99,7 @@ def _number_terms(
     if objective.crps:
         loss = loss + objective.crps * (crps(log_p_SV, values_V, target_S) / spread_S).sum()
     if objective.legal:
-        loss = loss + objective.legal * illegal_nats(logits[0], place_SM, choice_SMC, batch["slot_target"], trie)
+        loss = loss + objective.legal * illegal_nats(logits[0], place_SM, choice_SMC, leaf_S, trie)
     return loss
 
 

@@ -29,7 +29,7 @@ from ppe_lora.student.ready import make_ready
 from ppe_lora.tasks.scores import ScoresTask
 
 WORST_CASES = 50
-_FORMAT = 3
+_FORMAT = 4
 """Raised when equal inputs would make other files: an evaluation of before is then done again."""
 
 
@@ -68,7 +68,7 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
             encode_split(some, recipe.task, tokenizer, recipe.student.max_tokens)
             for some in (train_rows, read_rows(split_path(data_dir, "valid"), recipe.task))
         )
-        fit_correction(model, recipe, run_dir, train, valid, tokenizer.pad_id)
+        fit_correction(model, recipe, run_dir, train, valid)
     state.wait_for_everyone()
     result = evaluate_student(
         model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie, head=Head.load(run_dir)

@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from ppe_lora.errors import RunError
 from ppe_lora.recipe.schema import Recipe, Train
 from ppe_lora.student.checkpoints import STAGING, commit_checkpoint
+from ppe_lora.student.head import TeachingHeads
 from ppe_lora.student.objective import training_loss
 from ppe_lora.student.trie import ScoreTrie
 
@@ -30,6 +31,8 @@ class PpeTrainer(SFTTrainer):
     trie: ScoreTrie | None = None
     spread_K: torch.Tensor | None = None
     """Standard deviation of each key's training targets, task units."""
+    heads: TeachingHeads | None = None
+    """Fitted before training, where the objective has a term for them."""
 
     def compute_loss(
         self,
@@ -41,7 +44,7 @@ class PpeTrainer(SFTTrainer):
         """Summed objective of the micro-batch over the completion tokens of the step (a scalar, in nats)."""
         if return_outputs:
             raise NotImplementedError("this trainer has no evaluation loop; epochs are evaluated by EpochEvaluation")
-        loss, tokens = training_loss(model, inputs, self.settings.objective, self.trie, self.spread_K)
+        loss, tokens = training_loss(model, inputs, self.settings.objective, self.trie, self.spread_K, self.heads)
         # DDP averages gradients over processes, while num_items_in_batch counts the tokens of all of them.
         return loss / (tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes)
 

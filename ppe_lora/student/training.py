@@ -26,6 +26,7 @@ from ppe_lora.student.callbacks import Checkpoints, EpochEvaluation, TrainLog, e
 from ppe_lora.student.checkpoints import cut_history, newest_checkpoint, step_of
 from ppe_lora.student.collate import Collator, PackedCollator, PaddedCollator, packs_exactly
 from ppe_lora.student.evaluate import EncodedSplit, encode_split
+from ppe_lora.student.head import LEAST_ROWS, TeachingHeads, fit_teaching_heads, layers_to_try, request_states
 from ppe_lora.student.load import attach_lora, load_base, trainable_parameters
 from ppe_lora.student.measured import peak_memory_bytes, rows_per_s
 from ppe_lora.student.processes import processes
@@ -156,6 +157,7 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
             )
             trainer = _trainer(model, config, rows, collate, [evaluation, checkpoints], recipe, run_dir)
             trainer.trie, trainer.spread_K = trie, _spread(train_NK, recipe.task)
+            trainer.heads = _teaching_heads(model, train_split, recipe, run_dir / "state")
             steps = _total_steps(recipe, len(train_split.rows))
             done = step_of(checkpoint) if checkpoint else 0
             with progress("training", steps, done=done, visible=state.is_main_process) as advance:
@@ -177,6 +179,29 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory_bytes(state.device),
         "tokenizer": tokenizer.fingerprint(),
     }
+
+
+def _teaching_heads(model: PeftModel, split: EncodedSplit, recipe: Recipe, folder: Path) -> TeachingHeads | None:
+    """Heads fitted to the model as it is before training, if the objective wants them; kept in `folder` for a resume.
+
+    Raises:
+        DataError: There are too few rows to fit them on.
+    """
+    if not recipe.train.objective.head:
+        return None
+    if len(split.rows) < LEAST_ROWS:
+        raise DataError(
+            f"train.objective.head: expected at least {LEAST_ROWS} training rows to fit heads on; got {len(split.rows)}"
+        )
+    state = processes()
+    if state.is_main_process and TeachingHeads.load(folder) is None:
+        layers = layers_to_try(model)
+        batch_rows = recipe.evaluate.batch_rows
+        with progress("reading hidden states", len(split.rows)) as advance:
+            states_NLD = request_states(model, split.encoded, layers, batch_rows=batch_rows, advance=advance)
+        fit_teaching_heads(states_NLD, layers, targets_matrix(split.rows, recipe.task)).save(folder)
+    state.wait_for_everyone()
+    return TeachingHeads.load(folder)
 
 
 def _checkpoint(run_dir: Path) -> Path | None:
@@ -224,10 +249,11 @@ def _trainer(
 def _collator(recipe: Recipe, trie: ScoreTrie, packs: bool, pad_id: int) -> Collator:
     numbers = recipe.train.objective.reads_numbers
     if not packs:
-        if numbers or recipe.evaluate.read_out != "greedy":
+        if numbers or recipe.train.objective.head or recipe.evaluate.read_out != "greedy":
             raise ModelError(
                 f"{recipe.student.model}: expected a model that computes packs of rows exactly, as train.objective and "
-                "evaluate.read_out need; got one that does not. Set raft, crps and legal to 0 and read_out to greedy"
+                "evaluate.read_out need; got one that does not. Set raft, crps, legal and head to 0 and read_out to "
+                "greedy"
             )
         return PaddedCollator(pad_id)
     return PackedCollator(trie if numbers else None)

@@ -5,9 +5,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ppe_lora.errors import ModelError
+from ppe_lora.recipe.schema import Objective
+from ppe_lora.student.collate import PackedCollator
 from ppe_lora.student.decode import Decoder
 from ppe_lora.student.encode import encode_rows
-from ppe_lora.student.head import Head, fit_head, layers_to_try, request_states
+from ppe_lora.student.evaluate import encode_split
+from ppe_lora.student.head import (
+    FOLDS,
+    Head,
+    TeachingHeads,
+    fit_head,
+    fit_teaching_heads,
+    layers_to_try,
+    listening,
+    request_states,
+)
+from ppe_lora.student.objective import training_loss
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
 from tests.runs import TASK, make_rows
@@ -22,9 +36,9 @@ def student(speaker):
 
 def test_states_are_those_of_the_row_alone(student):
     """Batches, padding and the cached instruction must not change what is read; only the request's own tokens count."""
-    model, tokenizer, rows = student
+    model, _, rows = student
     layers = layers_to_try(model)
-    read = request_states(model, rows, layers, batch_rows=3, pad_id=tokenizer.pad_id)
+    read = request_states(model, rows, layers, batch_rows=3)
     assert read.shape == (7, len(layers), model.config.hidden_size)
     for index, row in enumerate(rows):
         with torch.no_grad():
@@ -41,25 +55,113 @@ def test_states_are_those_of_the_row_alone(student):
 def test_the_decoder_reads_the_same_states(student, slots, forced):
     """Served and fitted features must not differ, or the head answers nonsense."""
     model, tokenizer, rows = student
-    layer = layers_to_try(model)[0]
-    states = request_states(model, rows, [layer], batch_rows=4, pad_id=tokenizer.pad_id)[:, 0]
+    layers = layers_to_try(model)[:2]
+    states = request_states(model, rows, layers, batch_rows=4)
     rng = np.random.default_rng(0)
-    head = Head(layer, rng.normal(0, 1, (2, states.shape[1])), np.array([50.0, 40.0]))
+    head = Head(tuple(layers), rng.normal(0, 1, (len(layers), 2, states.shape[2])), np.array([50.0, 40.0]))
     decoder = Decoder(model, tokenizer, build_trie(TASK, tokenizer, slots), 40, head)
     decoded = decoder.decode(rows, batch_rows=3, forced=forced)
     np.testing.assert_allclose([one.head_K for one in decoded], head.read(states, 0, 100), atol=1e-3)
 
 
-def test_the_layer_that_knows_is_found(tmp_path):
-    """Scores that are linear in the second of three layers, and noise in the others; saved and loaded unchanged."""
+def test_the_layers_that_know_are_found(tmp_path):
+    """Scores that are linear in two of six layers, noise in the others; saved and loaded unchanged."""
     rng = np.random.default_rng(1)
-    states = rng.normal(0, 1, (300, 3, 20)).astype(np.float32)
+    states = rng.normal(0, 1, (300, 6, 20)).astype(np.float32)
+    states[:, 4] = states[:, 1] + rng.normal(0, 0.1, (300, 20))
     target = 50 + 5 * states[:, 1, :2] + rng.normal(0, 0.5, (300, 2))
-    head = fit_head(states[:200], [2, 5, 8], target[:200])
-    assert head.layer == 5
+    layers = [2, 5, 8, 11, 14, 17]
+    head = fit_head(states[:200], layers, target[:200])
+    assert {5, 14} <= set(head.layers)
+    assert len(head.layers) == 4
     head.save(tmp_path)
     loaded = Head.load(tmp_path)
-    read = loaded.read(states[200:, 1], 0, 100)
-    assert np.square(read - target[200:]).mean() < 0.5
-    np.testing.assert_array_equal(loaded.weight_KD, head.weight_KD)
+    places = [layers.index(layer) for layer in head.layers]
+    np.testing.assert_allclose(loaded.read(states[200:, places], 0, 100), head.read(states[200:, places], 0, 100))
+    alone = fit_head(states[:200, [1]], [5], target[:200]).read(states[200:, [1]], 0, 100)
+    assert np.square(alone - target[200:]).mean() < 0.5
     assert Head.load(tmp_path / "nowhere") is None
+    (tmp_path / "head.npz").write_bytes(b"no head")
+    with pytest.raises(ModelError, match=r"head\.npz: expected a head; got"):
+        Head.load(tmp_path)
+
+
+def test_a_teaching_head_has_not_seen_the_row_that_it_reads(tmp_path):
+    """Another target of a row must change what the other folds' heads read, never what its own fold's does."""
+    rng = np.random.default_rng(4)
+    states = rng.normal(0, 1, (60, 2, 8)).astype(np.float32)
+    target = 50 + 5 * states[:, 0, :2] + rng.normal(0, 1, (60, 2))
+    other = target.copy()
+    other[7] += 30
+    fold = torch.tensor([row % FOLDS for row in range(60)])
+    heads, others = (fit_teaching_heads(states, [1, 2], some) for some in (target, other))
+    others.save(tmp_path)
+    others = TeachingHeads.load(tmp_path)
+    assert heads.layers == others.layers == (1, 2)
+    np.testing.assert_array_equal(heads.weight_FLKD[7 % FOLDS], others.weight_FLKD[7 % FOLDS])
+    assert not np.allclose(heads.weight_FLKD[0], others.weight_FLKD[0])
+    read = heads.read(torch.tensor(states), fold)
+    row = np.einsum("ld,lkd->k", states[9], heads.weight_FLKD[9 % FOLDS].numpy()) + heads.offset_FK[9 % FOLDS].numpy()
+    np.testing.assert_allclose(read[9], row, rtol=1e-4)
+    assert np.square(read.numpy() - target).mean() < 13  # half of what the mean would get
+
+
+def make_heads(width: int) -> TeachingHeads:
+    """Heads of layers 1 and 2 that read nothing in particular."""
+    draws = torch.Generator().manual_seed(3)
+    offset_FK = 50 + torch.randn(FOLDS, 2, generator=draws)
+    return TeachingHeads((1, 2), torch.randn(FOLDS, 2, 2, width, generator=draws), offset_FK)
+
+
+def test_the_heads_term_of_the_objective_by_hand(student):
+    """Each row's own states, read by its fold's head, in units of each key's spread; nothing of the other rows of the
+    pack, with branches between them or without."""
+    model, tokenizer, _ = student
+    rows = make_rows(3, seed=5)
+    split = encode_split(rows, TASK, tokenizer, 512)
+    trie = build_trie(TASK, tokenizer)
+    heads = make_heads(model.config.hidden_size)
+    expected = 0.0
+    with listening(model, heads.layers) as heard:
+        for index, (row, encoded) in enumerate(zip(rows, split.encoded, strict=True)):
+            with torch.no_grad():
+                model(torch.tensor([encoded.prompt_ids]))
+            read = heads.offset_FK[index].double()
+            for place, layer in enumerate(heads.layers):
+                state_D = heard[layer][0, encoded.shared :].mean(dim=0).double()
+                read = read + heads.weight_FLKD[index, place].double() @ state_D
+            off_K = (read - torch.tensor(list(row.target.values()))) / torch.tensor([20.0, 30.0])
+            expected += float((off_K**2).sum())
+    for branches in (None, trie):
+        batch = PackedCollator(branches)(split.batch_rows(trie))
+        text, _ = training_loss(model, batch, Objective(), trie)
+        loss, _ = training_loss(model, batch, Objective(head=2.0), trie, torch.tensor([20.0, 30.0]), heads)
+        assert loss.item() - text.item() == pytest.approx(2 * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_heads_term_teaches_the_states(speaker, checkpointed):
+    """Its gradient, by finite differences in float64; gradient checkpointing must not cut it off without a word."""
+    tokenizer = load_tokenizer(speaker)
+    model = AutoModelForCausalLM.from_pretrained(speaker).double().train()
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+    trie = build_trie(TASK, tokenizer)
+    batch = PackedCollator()(encode_split(make_rows(2, seed=9), TASK, tokenizer, 512).batch_rows(trie))
+    heads = make_heads(model.config.hidden_size)
+
+    def term() -> torch.Tensor:
+        spread_K = torch.ones(2) * 25
+        return training_loss(model, batch, Objective(head=1.0), trie, spread_K, heads)[0]
+
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    term().backward()
+    slope = float((weight.grad * direction).sum())
+    with torch.no_grad():
+        step = 1e-3
+        weight += step * direction
+        above = float(term())
+        weight -= 2 * step * direction
+        below = float(term())
+    assert slope == pytest.approx((above - below) / (2 * step), rel=1e-2)

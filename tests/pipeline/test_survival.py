@@ -20,7 +20,8 @@ from tests.runs import make_data, make_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 SECTIONS = (
-    "train: {epochs: 2, rows_per_step: 4, rows_per_micro_step: 2, learning_rate: 5e-3, checkpoint_minutes: 0.0001}",
+    "train: {epochs: 2, rows_per_step: 8, rows_per_micro_step: 4, learning_rate: 5e-3, checkpoint_minutes: 0.0001, "
+    "objective: {head: 1}}",
     "evaluate: {gate: 0.5, latency_rows: 0}",
 )
 
@@ -35,7 +36,7 @@ def whole(speaker, tmp_path_factory) -> Path:
 
 
 def prepare(folder: Path, speaker: Path) -> None:
-    make_data(folder / "data" / "d")
+    make_data(folder / "data" / "d", train=52)
     make_recipe(folder, speaker, *SECTIONS)
 
 

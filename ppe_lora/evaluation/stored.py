@@ -46,7 +46,7 @@ class Stored(NamedTuple):
     @property
     def read_outs(self) -> list[ReadOut]:
         """The read-outs that every row has."""
-        names: tuple[ReadOut, ...] = ("posterior_mean", "calibrated")
+        names: tuple[ReadOut, ...] = ("posterior_mean", "posterior_median", "calibrated")
         return ["greedy", *(name for name in names if all(name in row for row in self.predictions.values()))]
 
     def answers(self, ids: Sequence[str], read_out: ReadOut) -> Matrix:

@@ -11,7 +11,7 @@ from ppe_lora.tasks.scores import Language, ScoresTask
 
 Style = Literal["polite", "casual", "short", "long"]
 SplitName = Literal["train", "valid", "test"]
-ReadOut = Literal["greedy", "posterior_mean", "calibrated"]
+ReadOut = Literal["greedy", "posterior_mean", "posterior_median", "calibrated"]
 Engine = Literal["vllm", "gguf", "onnx"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
 
@@ -298,7 +298,8 @@ class Evaluate(Section):
     """Decoding and scoring, after every epoch and at the end."""
 
     read_out: ReadOut = "greedy"
-    """What is served: the decoded text; the mean of each score's exact distribution; or that mean after the correction
+    """What is served: the decoded text; the mean of each score's exact distribution, which has the smallest expected
+    squared error, or its median, the smallest expected absolute error; or that mean after the correction
     that validation rows ask for at the end (`ppe_lora/evaluation/calibration.py`), with the same mean selecting the
     epoch. Every evaluation reports all."""
     head: bool = True

@@ -13,6 +13,7 @@ SHOWN_ROWS = 20
 READ_OUTS = {
     "greedy": Words("greedy text", "貪欲デコード"),
     "posterior_mean": Words("posterior mean", "事後平均"),
+    "posterior_median": Words("posterior median", "事後中央値"),
     "calibrated": Words("corrected posterior mean", "補正した事後平均"),
 }
 

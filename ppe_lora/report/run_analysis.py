@@ -29,7 +29,7 @@ class Predictor(NamedTuple):
     """The error of one predictor on the test rows."""
 
     name: str
-    """A baseline's name, `greedy`, `posterior_mean` or `calibrated`."""
+    """A baseline's name or a read-out."""
     error: Interval
     """mse_norm."""
     against: Paired | None
@@ -122,7 +122,8 @@ def _predictors(run: RunFolder, served: ReadOut, error_NK: Matrix, target_NK: Ma
     answers = dict(run.baselines)
     answers["greedy"] = _answers(run, "greedy")
     if _has_distributions(run):
-        answers |= {name: _answers(run, name) for name in ("posterior_mean", "calibrated")}
+        names = ("posterior_mean", "posterior_median", "calibrated")
+        answers |= {name: _answers(run, name) for name in names if name in run.predictions[0]}
     predictors = []
     for name, answer_NK in answers.items():
         other_N = squared_errors(answer_NK, target_NK, task).mean(axis=1)

@@ -13,6 +13,7 @@ NAMES = {
     "ridge": Words("ridge regression on character n-grams", "文字 n-gram のリッジ回帰"),
     "greedy": Words("this model, greedy text", "このモデル(貪欲デコードの文字列)"),
     "posterior_mean": Words("this model, posterior mean", "このモデル(分布の平均)"),
+    "posterior_median": Words("this model, posterior median", "このモデル(分布の中央値)"),
     "calibrated": Words("this model, corrected on validation rows", "このモデル(検証データで補正)"),
 }
 _SHORT = {

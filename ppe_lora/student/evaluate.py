@@ -169,15 +169,21 @@ def _decode_shared(decoder: Decoder, rows: Sequence[EncodedRow], batch_rows: int
 def posterior_metrics(
     posteriors: Sequence[torch.Tensor], target_NK: Matrix, task: ScoresTask, trie: ScoreTrie
 ) -> dict[str, float]:
-    """Metrics of the posterior: the error metrics of its rounded mean (`..._posterior_mean`), `crps` (task units),
+    """Metrics of the posterior: the error metrics of its rounded mean and of its median (`..._posterior_mean`,
+    `..._posterior_median`), `crps` (task units),
     `nll` (nats per score) and `coverage@80` (share of targets inside the central 80 % interval)."""
     log_p_SV = torch.cat(list(posteriors))
     values_V = trie.values
     target_S = torch.tensor(target_NK, dtype=torch.float32).flatten()
     leaf_S = torch.argmin((values_V[None] - target_S[:, None]).abs(), dim=1)
-    rounded = [task.round(float(value)) for value in mean(log_p_SV, values_V)]
-    errors = error_metrics(np.array(rounded, dtype=np.float64).reshape(target_NK.shape), target_NK, task)
-    named = {renamed(name, "posterior_mean"): value for name, value in errors.items()}
+    named: dict[str, float] = {}
+    for read_out, read_S in (
+        ("posterior_mean", mean(log_p_SV, values_V)),
+        ("posterior_median", quantile(log_p_SV, values_V, 0.5)),
+    ):
+        rounded = np.array([task.round(float(value)) for value in read_S], dtype=np.float64)
+        errors = error_metrics(rounded.reshape(target_NK.shape), target_NK, task)
+        named |= {renamed(name, read_out): value for name, value in errors.items()}
     low_S, high_S = (quantile(log_p_SV, values_V, share) for share in (0.1, 0.9))
     return {
         **named,
@@ -188,8 +194,12 @@ def posterior_metrics(
 
 
 def _posterior_shown(log_p_KV: torch.Tensor, task: ScoresTask, trie: ScoreTrie) -> dict[str, Any]:
-    means, deviations = posterior_of(log_p_KV, task, trie)
-    return {"posterior_mean": _by_key(means, task), "posterior_sd": _by_key(deviations, task)}
+    means, medians, deviations = posterior_of(log_p_KV, task, trie)
+    return {
+        "posterior_mean": _by_key(means, task),
+        "posterior_median": _by_key(medians, task),
+        "posterior_sd": _by_key(deviations, task),
+    }
 
 
 def _by_key(values: Sequence[float], task: ScoresTask) -> dict[str, float]:

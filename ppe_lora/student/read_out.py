@@ -20,6 +20,8 @@ class Posterior(NamedTuple):
 
     mean_K: list[float]
     """Rounded to the task's decimals: the posterior-mean read-out."""
+    median_K: list[float]
+    """Values of the task, nothing to round."""
     sd_K: list[float]
 
 
@@ -33,9 +35,13 @@ class Reading(NamedTuple):
 
 
 def posterior_of(log_p_KV: torch.Tensor, task: ScoresTask, trie: ScoreTrie) -> Posterior:
-    """Mean and standard deviation of each score of a row."""
+    """Mean, median and standard deviation of each score of a row."""
     means, deviations = mean(log_p_KV, trie.values), deviation(log_p_KV, trie.values)
-    return Posterior([task.round(float(value)) for value in means], [round(float(value), 2) for value in deviations])
+    return Posterior(
+        [task.round(float(value)) for value in means],
+        [task.round(float(value)) for value in quantile(log_p_KV, trie.values, 0.5)],
+        [round(float(value), 2) for value in deviations],
+    )
 
 
 def read_answer(
@@ -53,7 +59,7 @@ def read_answer(
     distribution.
     """
     assert one.log_p_KV is not None
-    means, deviations = posterior_of(one.log_p_KV, task, trie)
+    means, medians, deviations = posterior_of(one.log_p_KV, task, trie)
     if calibration is None:
         low_K, high_K = (quantile(one.log_p_KV, trie.values, share) for share in _SHARES)
         corrected, ends = np.array(means), (_plain(low_K.numpy()), _plain(high_K.numpy()))
@@ -67,7 +73,7 @@ def read_answer(
         assert isinstance(outcome, Answer)  # forced
         values = list(outcome.values)
     else:
-        values = list(corrected) if read_out == "calibrated" else means
+        values = {"posterior_mean": means, "posterior_median": medians, "calibrated": list(corrected)}[read_out]
     return Reading([task.round(float(value)) for value in values], deviations, *ends)
 
 

@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM
 from ppe_lora.errors import ModelError
 from ppe_lora.recipe.schema import Objective
 from ppe_lora.student.collate import PackedCollator, completion_nll, forward_logits
-from ppe_lora.student.decode import Decoder
+from ppe_lora.student.decode import Decoded, Decoder
 from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.evaluate import encode_split
 from ppe_lora.student.objective import _weighed_nll, slot_log_probs, training_loss
 from ppe_lora.student.posterior import crps, deviation, mean, quantile
+from ppe_lora.student.read_out import read_answer
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
 from ppe_lora.tasks.scores import Answer, ScoresTask
@@ -195,6 +196,17 @@ def test_summaries_by_hand():
     assert crps(log_p, values, torch.tensor([1.0])).item() == pytest.approx(0.25**2 * 1 + 0.25**2 * 2)
     certain = torch.tensor([[0.0, 0.0, 1.0]]).log()
     assert crps(certain, values, torch.tensor([0.0])).item() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("read_out", "expected"), [("greedy", 7), ("posterior_mean", 28), ("posterior_median", 40)])
+def test_each_read_out_answers_what_it_says(speaker, read_out, expected):
+    """Mass 0.45 on 7, 0.4 on 40 and 0.15 on 60: mode, mean and median are three different answers."""
+    tokenizer = load_tokenizer(speaker)
+    trie = build_trie(TASK, tokenizer)
+    p_V = torch.zeros(101)
+    p_V[[7, 40, 60]] = torch.tensor([0.45, 0.4, 0.15])
+    decoded = Decoded(trie.completion([7.0, 7.0]), p_V.log().repeat(2, 1), 0.0)
+    assert read_answer(decoded, TASK, tokenizer, trie, read_out, None).values_K == [expected] * 2
 
 
 def test_a_task_with_decimals_and_negative_values(tmp_path):

@@ -175,7 +175,8 @@ def test_an_epoch_is_fully_described(one_process):
         "epoch", "step", "train_loss", "valid_loss", "rows", "mse_raw", "mse_norm", "mae_raw", "r2", "mse_norm_strict",
         "json_valid_rate", "schema_valid_rate", "within_tolerance@5", "latency_ms_p50", "latency_ms_p95",
         "latency_ms_p99", "train_mean_mse_norm", "constant_mse_norm", "mse_norm/a", "mse_norm/b", "r2/a",
-        "rows_too_long", "mse_norm_posterior_mean", "mse_norm_posterior_mean/b", "crps", "nll", "coverage@80",
+        "rows_too_long", "mse_norm_posterior_mean", "mse_norm_posterior_mean/b", "mae_raw_posterior_median",
+        "crps", "nll", "coverage@80",
     }  # fmt: skip
     assert names <= metrics.keys()
     assert metrics["rows"] == 8

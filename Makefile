@@ -48,7 +48,7 @@ compress: $(READY) $(COMPRESS_READY) ## Make the environment that `export.quanti
 demo: $(READY) ## Data, training, decoded scores, merged model: about 10 minutes on two CPU cores
 	$(BIN)/ppe-lora run recipes/demo.yaml
 
-demo-full: $(READY) ## The same with more data and epochs: about an hour (estimated)
+demo-full: $(READY) ## The same with three times the data: about half an hour (estimated)
 	$(BIN)/ppe-lora run recipes/demo_full.yaml
 
 docs-sweep: $(READY) ## The example in docs/rank_sweep_small: five ranks on a CPU, about a quarter of an hour

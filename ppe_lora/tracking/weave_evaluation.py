@@ -57,7 +57,7 @@ def trace_output(prediction: dict[str, Any], task: ScoresTask) -> dict[str, Any]
     """
     parsed, target = prediction["parsed"], prediction["target"]
     per_dim = None if parsed is None else {key: parsed[key] - target[key] for key in task.keys}
-    shown = {name: prediction[name] for name in ("posterior_mean", "posterior_sd") if name in prediction}
+    shown = {name: prediction[name] for name in ("posterior_mean", "posterior_sd", "calibrated") if name in prediction}
     return {
         "model": {"output_raw": prediction["text"], "output_parsed": parsed, **shown},
         "target": {"vector": target},
@@ -70,7 +70,7 @@ def trace_output(prediction: dict[str, Any], task: ScoresTask) -> dict[str, Any]
 
 
 def row_scores(prediction: dict[str, Any], task: ScoresTask) -> dict[str, dict[str, Any]]:
-    """One row's scores by scorer: `format` of the free text, `greedy` errors, and `posterior_mean` errors."""
+    """One row's scores by scorer: `format` of the free text, and the errors of each read-out that the row has."""
     target_1K = np.array([[prediction["target"][key] for key in task.keys]], dtype=float)
     greedy = score([task.parse(prediction["text"])], target_1K, task)
     scores: dict[str, dict[str, Any]] = {
@@ -78,10 +78,11 @@ def row_scores(prediction: dict[str, Any], task: ScoresTask) -> dict[str, dict[s
     }
     if "mse_norm" in greedy:
         scores["greedy"] = {name: greedy[name] for name in _ERRORS}
-    if "posterior_mean" in prediction:
-        mean_1K = np.array([[prediction["posterior_mean"][key] for key in task.keys]], dtype=float)
-        errors = error_metrics(mean_1K, target_1K, task)
-        scores["posterior_mean"] = {name: errors[name] for name in _ERRORS}
+    for read_out in ("posterior_mean", "calibrated"):
+        if read_out in prediction:
+            answer_1K = np.array([[prediction[read_out][key] for key in task.keys]], dtype=float)
+            errors = error_metrics(answer_1K, target_1K, task)
+            scores[read_out] = {name: errors[name] for name in _ERRORS}
     return scores
 
 

@@ -7,37 +7,24 @@ from typing import Any
 
 import numpy as np
 import weave
-from weave.durability import wal_manager
 from weave.evaluation.eval_imperative import EvaluationLogger
-from weave.trace.context.weave_client_context import set_weave_client_global
-from weave.trace.settings import UserSettings, parse_and_apply_settings
 from weave.trace.weave_client import WeaveClient
-from weave.trace_server_bindings.remote_http_trace_server import RemoteHTTPTraceServer
 
 from ppe_lora.evaluation.metrics import error_metrics, score
 from ppe_lora.recipe.track import WeaveTrack
 from ppe_lora.tasks.scores import ScoresTask
 from ppe_lora.tracking.run_folder import EvaluatedRows, RunFolder, read_predictions
+from ppe_lora.tracking.weave_log import write_ahead
 
 OP = "ppe_lora.answer_request"
 _ERRORS = ("mse_norm", "mse_raw", "mae_raw", "within_tolerance@5")
 
 
-def write_evaluation(folder: RunFolder, evaluation: EvaluatedRows, settings: WeaveTrack, staging: Path) -> Path:
-    """Write an evaluation to a new write-ahead log below `staging`; asks no server.
-
-    Returns:
-        The log: one JSON record per line.
-    """
+def write_evaluation(folder: RunFolder, evaluation: EvaluatedRows, settings: WeaveTrack, path: Path) -> None:
+    """Write an evaluation to the new write-ahead log `path`; asks no server."""
     predictions = traced_rows(read_predictions(evaluation), settings.rate)
-    client = _offline_client(settings.project, staging)
-    try:
+    with write_ahead(settings.project, path) as client:
         _log(client, folder, evaluation, predictions)
-    finally:
-        client.finish(use_progress_bar=False)  # waits for its threads, then closes the log
-        set_weave_client_global(None)
-    (written,) = staging.rglob("*.jsonl")
-    return written
 
 
 def traced_rows(predictions: list[dict[str, Any]], rate: float) -> list[dict[str, Any]]:
@@ -84,26 +71,6 @@ def row_scores(prediction: dict[str, Any], task: ScoresTask) -> dict[str, dict[s
             errors = error_metrics(answer_1K, target_1K, task)
             scores[read_out] = {name: errors[name] for name in _ERRORS}
     return scores
-
-
-def _offline_client(project: str, staging: Path) -> WeaveClient:
-    parse_and_apply_settings(
-        UserSettings(
-            enable_wal=True,
-            disable_wal_sender=True,
-            print_call_link=False,
-            implicitly_patch_integrations=False,
-            capture_client_info=False,
-            capture_system_info=False,
-            client_parallelism=0,  # records in the order of the calls
-        )
-    )
-    # The SDK has no setting for it, and its own place is shared by all runs.
-    wal_manager.WAL_ROOT = str(staging)  # type: ignore[attr-defined]
-    entity, name = project.split("/")
-    client = WeaveClient(entity, name, RemoteHTTPTraceServer("http://127.0.0.1:9"), ensure_project_exists=False)
-    set_weave_client_global(client)
-    return client
 
 
 def _log(client: WeaveClient, folder: RunFolder, evaluation: EvaluatedRows, predictions: list[dict[str, Any]]) -> None:

@@ -235,6 +235,13 @@ def serve(
         str | None, typer.Option(help="Model that also answers what the default model answers, for the log only.")
     ] = None,
     shadow_log: Annotated[Path, typer.Option(help="Where both answers go, with the request.")] = Path("shadow.jsonl"),
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="ENTITY/PROJECT", help="Weave project that gets a trace of every answered request."),
+    ] = None,
+    trace_dir: Annotated[
+        Path, typer.Option(help="Where traces wait until they are sent, with the requests as people wrote them.")
+    ] = Path("served_traces"),
     host: Annotated[
         str, typer.Option(help="Any but this machine's own needs an API key in PPE_LORA_API_KEY.")
     ] = "127.0.0.1",
@@ -257,6 +264,8 @@ def serve(
         default=default,
         shadow=shadow,
         shadow_log=str(shadow_log),
+        trace=trace,
+        trace_dir=str(trace_dir),
         batch_rows=batch_rows,
         queue_rows=queue_rows,
         answer_timeout_s=answer_timeout,

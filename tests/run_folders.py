@@ -86,7 +86,7 @@ def make_run(
     inputs = {"recipe": {"task": task.model_dump(mode="json")}, "dataset_version": version}
     write_manifest(
         run_dir, inputs, name=recipe.name, selected_epoch=recipe.train.epochs, seconds_of_last_start=95.0, processes=1,
-        device="cpu", train_rows=len(rows["train"]), valid_rows=len(rows["valid"]), train_rows_too_long=0,
+        device="cpu", threads=2, train_rows=len(rows["train"]), valid_rows=len(rows["valid"]), train_rows_too_long=0,
         valid_rows_too_long=0, trainable_parameters=4_884_480, tokenizer="0" * 16,
     )  # fmt: skip
     test_path = split_path(data_dir, "test")

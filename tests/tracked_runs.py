@@ -108,6 +108,9 @@ class WrittenRun:
             }
             for row, text in zip(rows, texts, strict=True)
         ]
+        if split == "test":  # as `corrected` leaves them
+            for prediction in predictions:
+                prediction["calibrated"] = {key: value + 1 for key, value in prediction["target"].items()}
         predictions[0]["latency_ms"] = 10.5
         lines = "".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
         write_text(folder / "eval_predictions.jsonl", lines)

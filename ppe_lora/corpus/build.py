@@ -16,7 +16,7 @@ from ppe_lora.corpus.rows import SPLITS, Row, row_id, split_path, write_rows
 from ppe_lora.corpus.sampling import SamplerName, observed_hash
 from ppe_lora.corpus.split import BySplit, cap_rows, drop_held_out, drop_shared, split_rows
 from ppe_lora.corpus.stats import dataset_stats
-from ppe_lora.corpus.teachers import Ask, Phrased, Reader, Teacher, make_teacher
+from ppe_lora.corpus.teachers import Ask, LlmTeacher, Phrased, Reader, Teacher, make_teacher
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import GenerateSource, ImportSource, Recipe
 from ppe_lora.recipe.teachers import NOT_CONTENT
@@ -56,6 +56,8 @@ class _Built(NamedTuple):
     asked: int
     dropped: dict[str, int]
     floor: NoiseFloor | None = None
+    spent: dict[str, Any] | None = None
+    """What language models took for it, by what they did."""
 
 
 def raw_dir(folder: Path) -> Path:
@@ -119,7 +121,9 @@ def _generate(recipe: Recipe, teacher: Teacher, reader: Reader | None, held_out:
         near, floor = drop_far(filtered.kept, reader.read(filtered.kept), recipe.task, relabel.k, reader.name)
         filtered = Filtered(near.kept, filtered.rejected + near.rejected)
     filtered = Filtered(filtered.kept, unanswered + filtered.rejected)
-    return _dealt(recipe, filtered, held_out, len(asks), {})._replace(floor=floor)
+    spent = {"writing": teacher.spent._asdict()} if isinstance(teacher, LlmTeacher) else {}
+    spent |= {"reading back": reader.spent._asdict()} if reader else {}
+    return _dealt(recipe, filtered, held_out, len(asks), {})._replace(floor=floor, spent=spent)
 
 
 def generated_rows(
@@ -292,6 +296,7 @@ def _write(folder: Path, recipe: Recipe, built: _Built, inputs: dict[str, Any]) 
         rejected=dict(Counter(rejection.rule for rejection in built.rejected)),
         dropped=built.dropped,
         files=hashes,
+        spent=built.spent or {},
         **({"relabel": built.floor._asdict()} if built.floor else {}),
     )
 

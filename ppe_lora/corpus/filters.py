@@ -1,5 +1,7 @@
 """Checks of a generated row. Each is a pure function; a rejected row is kept with the rule and its evidence."""
 
+import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -40,8 +42,13 @@ class Filtered(NamedTuple):
 
 
 def empty(row: Row) -> Evidence | None:
-    """Reject a request without a letter or any other visible sign."""
-    return None if row.request.strip() else Evidence("empty", repr(row.request))
+    """Reject a request of blanks and punctuation only, and the words of a blank form; emoji alone can be a wish."""
+    text = row.request.strip(string.whitespace + "　.。")
+    says = any(unicodedata.category(sign)[0] in "LNS" for sign in text) and text.casefold() not in _BLANK_FORM
+    return None if says else Evidence("empty", repr(row.request))
+
+
+_BLANK_FORM = {"n/a", "na", "null", "none", "nil", "なし", "無し", "該当なし", "特になし"}
 
 
 def meta_answer(row: Row) -> Evidence | None:

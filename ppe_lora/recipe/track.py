@@ -29,9 +29,14 @@ class WeaveTrack(Section):
     @field_validator("project")
     @classmethod
     def _has_entity(cls, project: str) -> str:
-        if len([part for part in project.split("/") if part.strip()]) != 2 or project.count("/") != 1:
+        if not is_weave_project(project):
             raise ValueError(f"expected entity/project, for example my-team/ppe; got {project!r}")
         return project
+
+
+def is_weave_project(project: str) -> bool:
+    """Whether it is `entity/project`."""
+    return len([part for part in project.split("/") if part.strip()]) == 2 and project.count("/") == 1
 
 
 class Track(Section):

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ class RunFolder(NamedTuple):
     """Metrics of each epoch, on the validation rows."""
     epoch_seconds: dict[int, float]
     """Time of each epoch's steps, without its evaluation; epochs that were interrupted are left out."""
+    train_seconds: float
+    """Of all starts of the training, evaluation of the epochs included; steps that a kill lost are not in it."""
     merged: dict[str, Any] | None
     """The manifest of the export; None where nothing was exported."""
     tracked: dict[str, str | None]
@@ -73,6 +76,7 @@ def read_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
         baselines=_baselines(run_dir / "test" / "baseline_predictions.jsonl", predictions, recipe.task),
         epochs={int(path.parent.name): read_json(path) for path in sorted(run_dir.glob("epochs/*/eval_metrics.json"))},
         epoch_seconds=_epoch_seconds(run_dir / "train_log.csv"),
+        train_seconds=_earlier_seconds(run_dir / "train_log.csv") + run["seconds_of_last_start"],
         merged=_optional(run_dir / "merged" / "manifest.json"),
         tracked=_tracked(run_dir / "tracking"),
     )
@@ -132,3 +136,10 @@ def _epoch_seconds(path: Path) -> dict[int, float]:
             times.setdefault(max(1, int(np.ceil(float(line["epoch"]) - 1e-9))), []).append(float(line["seconds"]))
     whole = {epoch: own for epoch, own in times.items() if len(own) > 1 and own == sorted(own)}
     return {epoch: (own[-1] - own[0]) * len(own) / (len(own) - 1) for epoch, own in whole.items()}
+
+
+def _earlier_seconds(path: Path) -> float:
+    """What the starts before the last one took, by the log, whose clock begins anew with each start."""
+    with path.open(newline="", encoding="utf-8") as file:
+        seconds = [float(line["seconds"]) for line in csv.DictReader(file)]
+    return sum(sooner for sooner, later in pairwise(seconds) if later < sooner)

@@ -15,6 +15,7 @@ from ppe_lora.report.checklist import Check
 from ppe_lora.report.findings import Finding
 from ppe_lora.report.page import Words, render_page
 from ppe_lora.report.run_analysis import Analysis
+from ppe_lora.report.run_cost import run_cost
 from ppe_lora.report.run_figures import (
     EPOCH_LINES,
     MOST_POINTS,
@@ -96,7 +97,7 @@ def write_run_page(analysis: Analysis, findings: list[Finding], checks: list[Che
         quantiles=[
             (name, run.metrics[f"latency_ms_{name}"]) for name in _QUANTILES if f"latency_ms_{name}" in run.metrics
         ],
-        cost=_cost(run),
+        cost=run_cost(run),
         commands=_commands(run),
         made=_made(run),
         packages=run.run["packages"],
@@ -202,26 +203,6 @@ def _worst_row(analysis: Analysis, n: int, error: float) -> Worst:
             places |= {"low": percent(analysis.doubt.low_NK[n, k]), "high": percent(analysis.doubt.high_NK[n, k])}
         scores.append((key, shown, task.render_value(answer), places, abs(answer - target) > 0.3 * task.span))
     return Worst(run.rows[n], run.predictions[n], error, scores)
-
-
-def _cost(run: RunFolder) -> list[tuple[Words, str]]:
-    cost = []
-    if run.epoch_seconds:
-        seconds = float(np.mean(list(run.epoch_seconds.values())))
-        cost.append((Words("training steps, one epoch", "学習ステップ(1エポック)"), duration(seconds)))
-        cost.append((Words("training rows/s", "学習速度(件/秒)"), f"{run.run['train_rows'] / seconds:.3g}"))
-    cost.append(
-        (Words("last start, with evaluation", "最後の起動から(評価込み)"), duration(run.run["seconds_of_last_start"]))
-    )
-    cost.append((Words("trainable parameters", "学習パラメータ数"), f"{run.run['trainable_parameters']:,}"))
-    return cost
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `42 s`, `12 min`, `3.1 h`."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _commands(run: RunFolder) -> list[str]:

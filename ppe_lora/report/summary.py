@@ -7,6 +7,7 @@ from ppe_lora.report.checklist import Check
 from ppe_lora.report.findings import Finding
 from ppe_lora.report.page import Words
 from ppe_lora.report.run_analysis import Analysis
+from ppe_lora.report.run_cost import run_cost
 from ppe_lora.report.run_words import NAMES, change_between, error_figure, verdict
 
 FILE_NAME = "summary.md"
@@ -40,6 +41,7 @@ def write_summary(analysis: Analysis, findings: list[Finding], checks: list[Chec
         f"Student: `{recipe.student.model}`, LoRA rank {recipe.student.lora.rank}, "
         f"{run.run['trainable_parameters']:,} trainable parameters, quantization {recipe.student.quantization}.",
         *_latency(analysis),
+        f"Cost: {'; '.join(f'{name.en}: {value.en}' for name, value in run_cost(run))}.",
         f"Export: {export}",
         *_quantized(run.path),
         "",

@@ -34,6 +34,12 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.dropped_traces = Counter(
+            "ppe_lora_dropped_traces",
+            "Answered requests without a trace, since the queue or the disk was full.",
+            registry=self.registry,
+        )
+
     def watch_queues(self, models: dict[str, Backend]) -> None:
         """Show how many requests wait for each model, as of the moment of a scrape."""
         self.registry.register(_Queues(models))

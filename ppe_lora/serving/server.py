@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ppe_lora.console import console
 from ppe_lora.errors import ServeError
+from ppe_lora.recipe.track import is_weave_project
 from ppe_lora.serving.app import create_api
 from ppe_lora.serving.backend import Backend
 from ppe_lora.serving.gate import Gate
@@ -24,6 +25,7 @@ from ppe_lora.serving.service import Service
 from ppe_lora.serving.settings import API_KEY_VARIABLE, Settings
 from ppe_lora.serving.shadow import Shadow
 from ppe_lora.serving.sources import name_models, open_models, parse_source
+from ppe_lora.serving.traces import Traces
 
 _LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
 
@@ -40,6 +42,8 @@ def serve(sources: Sequence[str], settings: Settings) -> None:
             f"--host {settings.host}: expected an API key in {API_KEY_VARIABLE} for an address that others can reach; "
             f"got none; `export {API_KEY_VARIABLE}=...`, or stay on 127.0.0.1"
         )
+    if settings.trace is not None and not is_weave_project(settings.trace):
+        raise ServeError(f"--trace: expected entity/project, for example my-team/ppe; got {settings.trace!r}")
     named = name_models([parse_source(source) for source in sources], settings)
     listener = listen(settings)  # before the models: a port that is taken should not cost their loading
     try:
@@ -58,12 +62,14 @@ def build_app(models: dict[str, Backend], settings: Settings, metrics: Metrics, 
     """The whole ASGI application: the API behind its gate.
 
     Raises:
-        ServeError: The shadow's log cannot be written.
+        ServeError: The shadow's log or the traces' folder cannot be written.
     """
-    shadow = None
+    shadow = traces = None
     if settings.shadow is not None:
         shadow = _shadow(settings.shadow, models[settings.shadow], Path(settings.shadow_log))
-    service = Service(models, settings.default, metrics, shadow)
+    if settings.trace is not None:
+        traces = Traces(settings.trace, Path(settings.trace_dir), metrics.dropped_traces)
+    service = Service(models, settings.default, metrics, shadow, traces)
     api = create_api(service)
     app: ASGIApp = api
     if settings.is_loopback:

@@ -1,5 +1,6 @@
 """The registered models behind the API: which one answers, what is counted, what the shadow model sees."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from ppe_lora.corpus.filters import is_japanese
 from ppe_lora.serving.backend import ApiError, Ask, Backend, Reply
 from ppe_lora.serving.metrics import Metrics
 from ppe_lora.serving.shadow import Shadow
+from ppe_lora.serving.traces import Traces
 from ppe_lora.tasks.scores import Language
 
 
@@ -27,15 +29,21 @@ class Service:
         default: The default model's name.
         metrics: Where answers are counted.
         shadow: Sees what the default model answers.
+        traces: Gets every answer.
     """
 
     def __init__(
-        self, models: Mapping[str, Backend], default: str | None, metrics: Metrics, shadow: Shadow | None = None
+        self,
+        models: Mapping[str, Backend],
+        default: str | None,
+        metrics: Metrics,
+        shadow: Shadow | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.models = dict(models)
         self.default = default or next(iter(self.models))
         self.metrics = metrics
-        self._shadow = shadow
+        self._shadow, self._traces = shadow, traces
         metrics.watch_queues(self.models)
 
     async def answer(self, model: str | None, asks: list[Ask]) -> Answered:
@@ -52,7 +60,10 @@ class Service:
         self.metrics.latency.labels(name).observe(seconds)
         if self._shadow is not None and name == self.default:
             self._shadow.compare(asks, name, replies)
-        return Answered(replies, name, round(seconds * 1000, 3))
+        latency_ms = round(seconds * 1000, 3)
+        if self._traces is not None:
+            self._traces.record(asks, name, replies, latency_ms)
+        return Answered(replies, name, latency_ms)
 
     def backend(self, name: str) -> Backend:
         """The model of that name.
@@ -72,6 +83,8 @@ class Service:
         """Finish what is under way."""
         if self._shadow is not None:
             await self._shadow.close()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
         for backend in self.models.values():
             await backend.close()
 

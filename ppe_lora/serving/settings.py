@@ -22,6 +22,10 @@ class Settings(Section):
     """Model that also answers every request which the default model answers, for the log only."""
     shadow_log: str = "shadow.jsonl"
     """File that both answers are appended to, with the request."""
+    trace: str | None = None
+    """Weave project, `entity/project`, that gets a trace of every answered request; null traces nothing."""
+    trace_dir: str = "served_traces"
+    """Folder in which traces wait until they are sent."""
     batch_rows: Count = 32
     """Waiting requests that are decoded together."""
     queue_rows: Count = 256

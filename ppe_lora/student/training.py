@@ -98,6 +98,7 @@ def train(
             seconds_of_last_start=round(time.monotonic() - started, 1),
             processes=state.num_processes,
             device=str(state.device),
+            threads=torch.get_num_threads(),
             **trained,
         )
         shutil.rmtree(run_dir / "state", ignore_errors=True)

@@ -1,5 +1,7 @@
 """The process that follows a run folder for one tracker: `python -m ppe_lora.tracking.follow TRACKER RUN DATA TRACK`.
 
+With `served` as the tracker it follows the folder in which a server leaves what it answered; DATA is not read then.
+
 Nobody waits for it. A tracker that refuses, hangs or fails is tried again while the run goes on, and once more at its
 end; what could not be sent stays on disk.
 """
@@ -82,6 +84,10 @@ def main(arguments: list[str]) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX)
 
         def make() -> Tracker:
+            if tracker == "served":
+                from ppe_lora.tracking.served_traces import ServedTraces
+
+                return ServedTraces(place, settings)
             folder = RunFolder(load_recipe(place.run_dir / "config.yaml"), Path(data), place.run_dir)
             if tracker == "wandb":
                 from ppe_lora.tracking.wandb_run import WandbRun

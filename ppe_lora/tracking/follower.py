@@ -58,6 +58,11 @@ class Place(NamedTuple):
         return dict(read_json(self.ledger)) if self.ledger.is_file() else {}
 
 
+def answered_dir(folder: Path) -> Path:
+    """Where a server leaves what it answered, for the process that traces it."""
+    return folder / "answered"
+
+
 class Followers:
     """The processes that follow a run while its stages work, one per tracker of the recipe; as a context manager.
 

@@ -7,37 +7,24 @@ from typing import Any
 
 import numpy as np
 import weave
-from weave.durability import wal_manager
 from weave.evaluation.eval_imperative import EvaluationLogger
-from weave.trace.context.weave_client_context import set_weave_client_global
-from weave.trace.settings import UserSettings, parse_and_apply_settings
 from weave.trace.weave_client import WeaveClient
-from weave.trace_server_bindings.remote_http_trace_server import RemoteHTTPTraceServer
 
 from ppe_lora.evaluation.metrics import error_metrics, score
 from ppe_lora.recipe.track import WeaveTrack
 from ppe_lora.tasks.scores import ScoresTask
 from ppe_lora.tracking.run_folder import EvaluatedRows, RunFolder, read_predictions
+from ppe_lora.tracking.weave_log import write_ahead
 
 OP = "ppe_lora.answer_request"
 _ERRORS = ("mse_norm", "mse_raw", "mae_raw", "within_tolerance@5")
 
 
-def write_evaluation(folder: RunFolder, evaluation: EvaluatedRows, settings: WeaveTrack, staging: Path) -> Path:
-    """Write an evaluation to a new write-ahead log below `staging`; asks no server.
-
-    Returns:
-        The log: one JSON record per line.
-    """
+def write_evaluation(folder: RunFolder, evaluation: EvaluatedRows, settings: WeaveTrack, path: Path) -> None:
+    """Write an evaluation to the new write-ahead log `path`; asks no server."""
     predictions = traced_rows(read_predictions(evaluation), settings.rate)
-    client = _offline_client(settings.project, staging)
-    try:
+    with write_ahead(settings.project, path) as client:
         _log(client, folder, evaluation, predictions)
-    finally:
-        client.finish(use_progress_bar=False)  # waits for its threads, then closes the log
-        set_weave_client_global(None)
-    (written,) = staging.rglob("*.jsonl")
-    return written
 
 
 def traced_rows(predictions: list[dict[str, Any]], rate: float) -> list[dict[str, Any]]:
@@ -57,7 +44,7 @@ def trace_output(prediction: dict[str, Any], task: ScoresTask) -> dict[str, Any]
     """
     parsed, target = prediction["parsed"], prediction["target"]
     per_dim = None if parsed is None else {key: parsed[key] - target[key] for key in task.keys}
-    shown = {name: prediction[name] for name in ("posterior_mean", "posterior_sd") if name in prediction}
+    shown = {name: prediction[name] for name in ("posterior_mean", "posterior_sd", "calibrated") if name in prediction}
     return {
         "model": {"output_raw": prediction["text"], "output_parsed": parsed, **shown},
         "target": {"vector": target},
@@ -70,7 +57,7 @@ def trace_output(prediction: dict[str, Any], task: ScoresTask) -> dict[str, Any]
 
 
 def row_scores(prediction: dict[str, Any], task: ScoresTask) -> dict[str, dict[str, Any]]:
-    """One row's scores by scorer: `format` of the free text, `greedy` errors, and `posterior_mean` errors."""
+    """One row's scores by scorer: `format` of the free text, and the errors of each read-out that the row has."""
     target_1K = np.array([[prediction["target"][key] for key in task.keys]], dtype=float)
     greedy = score([task.parse(prediction["text"])], target_1K, task)
     scores: dict[str, dict[str, Any]] = {
@@ -78,31 +65,12 @@ def row_scores(prediction: dict[str, Any], task: ScoresTask) -> dict[str, dict[s
     }
     if "mse_norm" in greedy:
         scores["greedy"] = {name: greedy[name] for name in _ERRORS}
-    if "posterior_mean" in prediction:
-        mean_1K = np.array([[prediction["posterior_mean"][key] for key in task.keys]], dtype=float)
-        errors = error_metrics(mean_1K, target_1K, task)
-        scores["posterior_mean"] = {name: errors[name] for name in _ERRORS}
+    for read_out in ("posterior_mean", "calibrated"):
+        if read_out in prediction:
+            answer_1K = np.array([[prediction[read_out][key] for key in task.keys]], dtype=float)
+            errors = error_metrics(answer_1K, target_1K, task)
+            scores[read_out] = {name: errors[name] for name in _ERRORS}
     return scores
-
-
-def _offline_client(project: str, staging: Path) -> WeaveClient:
-    parse_and_apply_settings(
-        UserSettings(
-            enable_wal=True,
-            disable_wal_sender=True,
-            print_call_link=False,
-            implicitly_patch_integrations=False,
-            capture_client_info=False,
-            capture_system_info=False,
-            client_parallelism=0,  # records in the order of the calls
-        )
-    )
-    # The SDK has no setting for it, and its own place is shared by all runs.
-    wal_manager.WAL_ROOT = str(staging)  # type: ignore[attr-defined]
-    entity, name = project.split("/")
-    client = WeaveClient(entity, name, RemoteHTTPTraceServer("http://127.0.0.1:9"), ensure_project_exists=False)
-    set_weave_client_global(client)
-    return client
 
 
 def _log(client: WeaveClient, folder: RunFolder, evaluation: EvaluatedRows, predictions: list[dict[str, Any]]) -> None:

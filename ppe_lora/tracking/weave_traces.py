@@ -4,15 +4,12 @@ An evaluation is written whole or not at all: to a staging folder, then renamed 
 where it waits to be sent. What was sent is in the ledger, by that name: the hash is of predictions and settings.
 """
 
-import shutil
-from pathlib import Path
-
 from weave.wandb_interface.context import get_wandb_auth_context
 
 from ppe_lora.artifacts import hash_file, hash_json, write_json
 from ppe_lora.recipe.track import Track
 from ppe_lora.tracking.follower import Place, is_online
-from ppe_lora.tracking.run_folder import EvaluatedRows, RunFolder
+from ppe_lora.tracking.run_folder import RunFolder
 from ppe_lora.tracking.weave_evaluation import write_evaluation
 from ppe_lora.tracking.weave_send import progress_of, send
 
@@ -37,7 +34,7 @@ class WeaveTraces:
             content = hash_json([hash_file(evaluation.predictions), self.settings.model_dump()])
             path = self.waiting / f"{evaluation.label}-{content}.jsonl"
             if not path.exists() and path.stem not in self._sent():
-                self._write(evaluation, path)
+                write_evaluation(self.folder, evaluation, self.settings, path)
         if not self.online:
             return
         for path in sorted(self.waiting.glob("*.jsonl")):
@@ -49,13 +46,6 @@ class WeaveTraces:
 
     def finish(self) -> None:
         """Nothing is under way: `update` returns when the server has answered."""
-
-    def _write(self, evaluation: EvaluatedRows, path: Path) -> None:
-        staging = self.waiting / ".writing"
-        shutil.rmtree(staging, ignore_errors=True)
-        written = write_evaluation(self.folder, evaluation, self.settings, staging)
-        written.rename(path)
-        shutil.rmtree(staging)
 
     def _sent(self) -> list[str]:
         return list(self.place.read_ledger().get("sent", []))

@@ -1,6 +1,8 @@
-"""`examples/ray_batch.py` with a real local Ray, between `data questions` and `data answers`. `make test-engines`."""
+"""The examples for Ray with a real local one: `ray_batch.py` between `data questions` and `data answers`, and
+`ray_sweep.py` with a stub for the runs. `make test-engines`."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -76,3 +78,25 @@ def test_the_engines_words_for_a_question_and_its_answer() -> None:
     (choice,) = result["response"]["body"]["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("t", "length")
     assert result["response"]["body"]["usage"] == {"prompt_tokens": 4, "completion_tokens": 9}
+
+
+def test_ray_runs_every_recipe_and_tells_which_failed(tmp_path: Path) -> None:
+    """A recipe that is left out, or a failure that is not told, is found at the leaderboard, days later."""
+    stub = tmp_path / "bin" / "ppe-lora"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\necho "$@" > "ran_$(basename "$2")"\ncase "$2" in *r08*) exit 2;; esac\n')
+    stub.chmod(0o755)
+    (tmp_path / "recipes").mkdir()
+    recipes = sorted((ROOT / "recipes" / "rank_sweep").glob("*.yaml"))
+    for recipe in recipes:
+        (tmp_path / "recipes" / recipe.name).symlink_to(recipe)
+    done = subprocess.run(
+        [PYTHON, ROOT / "examples" / "ray_sweep.py", "recipes", "--gpus", "0"],
+        cwd=tmp_path, env=os.environ | {"PATH": f"{stub.parent}:{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr[-3000:]
+    told = {f"recipes/{recipe.name}: finished" for recipe in recipes if recipe.stem != "r08"}
+    assert set(done.stdout.splitlines()) == told | {"recipes/r08.yaml: failed with status 2"}
+    ran = {path.name.removeprefix("ran_"): path.read_text().strip() for path in tmp_path.glob("ran_*")}
+    assert ran == {recipe.name: f"run recipes/{recipe.name}" for recipe in recipes}

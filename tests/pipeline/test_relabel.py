@@ -100,6 +100,7 @@ def test_far_texts_are_rejected_and_nothing_is_asked_twice(
         assert build(monkeypatch, tmp_path, RELABEL) == 0  # made again
         assert len(server.bodies) == asked
         assert read_json(data / "manifest.json")["dataset_version"] == manifest["dataset_version"]
+        assert read_json(data / "manifest.json")["spent"] == manifest["spent"]  # paid once, by the build before
         assert build(monkeypatch, tmp_path, RELABEL, "--dry-run") == 0
         shown = capsys.readouterr().out
     others = [line for line in lines if line["rule"] != "re-reading"]
@@ -111,6 +112,10 @@ def test_far_texts_are_rejected_and_nothing_is_asked_twice(
     assert len((raw / "readings.jsonl").read_text().splitlines()) == len(readings)
     assert len((raw / "answers.jsonl").read_text().splitlines()) == ROWS == asked - len(readings)
     assert {body["temperature"] for body in readings} == {0.0}
+    assert {name: spent["requests"] for name, spent in manifest["spent"].items()} == {
+        "writing": ROWS,
+        "reading back": len(readings),
+    }
 
     assert len(far) >= 5
     assert {ReadingModel.kind(said_about(line["row"])) for line in far} == {"far"}

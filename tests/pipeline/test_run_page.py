@@ -18,7 +18,8 @@ from ppe_lora.artifacts import hash_file, read_json, read_jsonl, write_json, wri
 from ppe_lora.recipe import load_recipe
 from ppe_lora.report.checklist import checklist
 from ppe_lora.report.run_analysis import analyse
-from ppe_lora.report.run_folder import config_of, read_run
+from ppe_lora.report.run_cost import run_cost
+from ppe_lora.report.run_folder import RunFolder, config_of, read_run
 from tests.pages import open_page
 from tests.run_folders import build_data, make_run, profile_recipe
 
@@ -182,8 +183,62 @@ def test_two_thousand_rows_stay_small_and_open_fast(
     for figure in page.locator("[data-figure]").all():
         figure.locator(".main-svg").first.wait_for()
     measured = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+    opened_s = page.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart") / 1000
+    print(
+        f"{path.stat().st_size / 1e6:.2f} MB; drawn after {measured['TaskDuration']:.2f} s of processor; loaded after "
+        f"{opened_s:.2f} s by the clock"
+    )
     assert 0 < measured["TaskDuration"] < 2
     page.context.close()
+
+
+def test_the_cost_of_training_and_teacher_is_told(here: Path) -> None:
+    """Who weighs a larger data set against a longer training needs both bills, and "nothing" said in words."""
+    summary = (here / "checkpoints" / "profile" / "summary.md").read_text(encoding="utf-8")
+    assert (
+        "training, evaluation of the epochs included: 95 s; of it, core-hours: 0.0528; " in summary
+    )  # 95 s x 2 threads
+    assert "teacher: no requests, tokens or money: it is a phrase book." in summary
+    page = (here / "checkpoints" / "profile" / "report.html").read_text(encoding="utf-8")
+    assert "no requests, tokens or money" in page
+    run = read_run(config_of(Path("checkpoints/profile")), Path("data/profile"), Path("checkpoints/profile"))
+    on_gpus = run._replace(run=run.run | {"device": "cuda:0", "processes": 4}, train_seconds=1800.0)
+    assert told(on_gpus)["of it, GPU-hours"] == "2"
+
+
+def test_a_language_model_as_teacher_is_billed_by_what_it_did(here: Path) -> None:
+    """The reader's tokens in the teacher's line would hide which of the two is dear."""
+    folder = Path("checkpoints/profile")
+    recipe = load_recipe(
+        folder / "config.yaml",
+        ["data.source.teacher={kind: openai_compatible, model: big, endpoints: [{url: 'http://h/v1'}]}"],
+    )
+    run = read_run(config_of(folder), Path("data/profile"), folder)._replace(recipe=recipe)
+    assert told(run._replace(data=run.data._replace(manifest={})))["teacher"] == "not recorded when the data was built"
+    used = {"requests": 1500, "prompt_tokens": 600_000, "completion_tokens": 90_000, "money": 1.5}
+    spent = {"writing": used, "reading back": used | {"money": 0.0}}
+    billed = told(run._replace(data=run.data._replace(manifest=run.data.manifest | {"spent": spent})))
+    tokens = "1,500 requests, 600,000 prompt and 90,000 completion tokens"
+    assert billed["teacher, writing the requests"] == f"{tokens}, 1.5 by the recipe's prices"
+    assert billed["teacher, reading them back"] == f"{tokens}, no money (the recipe states no prices)"
+
+
+def test_the_time_of_interrupted_starts_is_not_forgotten(here: Path, tmp_path: Path) -> None:
+    """A training of three nights that reports its last hour makes the next one look cheap."""
+    folder = tmp_path / "profile"
+    shutil.copytree("checkpoints/profile", folder)
+    log = folder / "train_log.csv"
+    lines = log.read_text().splitlines()
+    before = read_run(config_of(folder), Path("data/profile"), folder).train_seconds
+    restarted = [",".join([*line.split(",")[:-1], f"{seconds}"]) for seconds, line in enumerate(lines[-5:], 1)]
+    log.write_text("\n".join([*lines[:-5], *restarted, ""]))
+    earlier = float(lines[-6].split(",")[-1])
+    assert read_run(config_of(folder), Path("data/profile"), folder).train_seconds == before + earlier
+
+
+def told(run: RunFolder) -> dict[str, str]:
+    """The English lines of what a run cost."""
+    return {name.en: value.en for name, value in run_cost(run)}
 
 
 def test_equal_files_make_equal_reports(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

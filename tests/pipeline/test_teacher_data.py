@@ -93,6 +93,15 @@ def test_the_data_set_holds_what_the_model_wrote(whole: Path) -> None:
     assert sum(manifest["rows"].values()) + sum(manifest["rejected"].values()) == ROWS
     raw = [json.loads(line) for line in (whole / "data" / "raw" / "d" / "answers.jsonl").read_text().splitlines()]
     assert len({line["key"] for line in raw}) == len(raw) == ROWS
+    tokens = [sum(line[name] for line in raw) for name in ("prompt_tokens", "completion_tokens")]
+    assert manifest["spent"] == {
+        "writing": {
+            "requests": ROWS,
+            "prompt_tokens": tokens[0],
+            "completion_tokens": tokens[1],
+            "money": pytest.approx((tokens[0] * 1.0 + tokens[1] * 2.0) / 1e6),
+        }
+    }
     row = json.loads(split_path(whole / "data" / "d", "train").read_text().splitlines()[0])
     assert row["teacher"] == "teacher-1"
     assert manifest["inputs"]["teacher"]["version"].startswith("v1-")

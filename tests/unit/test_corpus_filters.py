@@ -112,6 +112,18 @@ def test_very_short_keys_count_only_as_labels() -> None:
     assert find_key("some Reader Valence", task) == "reader valence"
 
 
+@pytest.mark.parametrize("text", ["", " \n", "...", "……", "「」", "!!!", "N/A", "null", "なし。", "該当なし"])
+def test_a_text_that_says_nothing_is_empty(text: str) -> None:
+    """A teacher that fills in a blank form would have its targets taught with no wish at all."""
+    assert empty(row(text)) == Evidence("empty", repr(text))
+
+
+@pytest.mark.parametrize("text", ["☔️", "静", "q?", "何もなし、音だけ", "none of that noise"])
+def test_the_shortest_wish_is_not_empty(text: str) -> None:
+    """An emoji says something, and the words of a blank form occur in sentences."""
+    assert empty(row(text)) is None
+
+
 def test_each_rule_says_what_it_saw() -> None:
     """Evidence that does not show the offending piece makes a rejected file useless."""
     assert empty(row(" \n")) == Evidence("empty", "' \\n'")

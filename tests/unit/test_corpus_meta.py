@@ -1,15 +1,17 @@
 """Answers that are not requests: refusals, talk about the request, wrapping; and requests that only look like them.
 
-A text per line; `\\n` stands for a line break. The lists came in three parts, each written before the patterns met it:
-they found 12 of the second 40 answers and 15 of the third 40 at first sight, and after being widened 28 of the last 32,
-with 5 of 112 requests taken for answers. New wordings will be missed, so look at the kept rows of a new teacher.
+A text per line; `\\n` stands for a line break. Half of the answers in new wordings are missed at first sight (LOG.md),
+so look at the kept rows of a new teacher.
 """
+
+import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppe_lora.corpus.filters import Evidence, meta_answer
+from ppe_lora.corpus.filters import Evidence, empty, meta_answer
 from ppe_lora.corpus.meta import find_meta
 from ppe_lora.corpus.rows import Row
 
@@ -471,6 +473,21 @@ def test_what_is_no_request_is_found(text: str) -> None:
 def test_requests_that_only_look_like_it_are_kept(text: str) -> None:
     """Dropping every "sorry" drops the polite requests, and the student never sees one."""
     assert find_meta(text) is None
+
+
+def test_what_was_learned_from_the_first_list_stays_learned() -> None:
+    """A pattern narrowed for one false alarm silently loses others."""
+    lines = (Path(__file__).parents[1] / "data" / "meta_first.jsonl").read_text(encoding="utf-8").splitlines()
+    missed, alarms = [], []
+    for one in map(json.loads, lines):
+        row = Row.model_construct(id="", request=one["text"], target={}, language=one["language"])
+        found = empty(row) or meta_answer(row)
+        if one["rejected"] and not found and not one.get("debatable"):
+            missed.append(one["text"])
+        if found and not one["rejected"]:
+            alarms.append(one["text"])
+    assert missed == ["Message - put on something for my nerves, the interview is tomorrow"]
+    assert alarms == []
 
 
 def test_the_lists_are_long_enough() -> None:

@@ -91,6 +91,8 @@ def test_an_evaluation_has_our_scores_and_the_same_data_in_every_epoch(tmp_path,
     assert summary["format"]["schema_valid"]["true_fraction"] == 0.75
     assert summary["greedy"]["mse_norm"]["mean"] == pytest.approx(0.005)
     assert summary["posterior_mean"]["mae_raw"]["mean"] == pytest.approx(2.0)
+    assert summary["calibrated"]["mae_raw"]["mean"] == pytest.approx(1.0)
+    assert "calibrated" not in roots["run epoch-001"]["output"], "epochs are decoded before anything is calibrated"
     rejected = [call for call in traces(online) if call["output"]["model"]["output_parsed"] is None]
     assert len(rejected) == 3
     assert all(call["output"]["error"] == {"per_dim": None, "mse": None} for call in rejected)

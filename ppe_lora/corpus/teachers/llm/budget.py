@@ -62,6 +62,23 @@ class Prices(NamedTuple):
         return (usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion) / 1e6
 
 
+class Spent(NamedTuple):
+    """What the answers of a data set used, whichever run paid for them. Attempts without an answer are not in it."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    money: float
+    """By the recipe's prices, in their currency; 0 where it states none."""
+
+
+def spent_on(replies: Iterable[Reply], prices: Prices) -> Spent:
+    """What these replies used; a reply that is given twice counts once."""
+    unique = {reply.key: reply for reply in replies}
+    usage = sum(map(usage_of, unique.values()), Usage())
+    return Spent(usage.requests, usage.prompt_tokens, usage.completion_tokens, prices.cost(usage))
+
+
 class Budget(NamedTuple):
     """The most that one raw log may cost, all runs that append to it together. None is no limit."""
 

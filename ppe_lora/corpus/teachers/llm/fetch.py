@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 def plan_questions(settings: LlmSettings, questions: Sequence[Question], answered: Mapping[str, Reply]) -> Plan:
     """What asking would take, beyond the replies in `answered`. Asks nothing."""
-    estimate = budget.estimate_cost(questions, _prices(settings), answered)
+    estimate = budget.estimate_cost(questions, prices_of(settings), answered)
     return Plan(settings.model, estimate, *_duration(settings, estimate.expected))
 
 
@@ -72,7 +72,7 @@ def fetch_replies(
             _servers(settings),
             log,
             budget=_budget(settings),
-            prices=_prices(settings),
+            prices=prices_of(settings),
             settings=Settings(concurrency=settings.limits.concurrency, timeout_s=settings.timeout_s),
         ) as client,
     ):
@@ -91,7 +91,7 @@ def _fetch_batch(settings: LlmSettings, questions: Sequence[Question], log: RawL
     """Ask by batch jobs until all have a reply. Jobs of a process that was killed are picked up."""
     from ppe_lora.corpus.teachers.llm import mistral, mistral_batch
 
-    ledger = budget.Ledger(_budget(settings).share(log.shard.of if log.shard else 1), _prices(settings), log.spent)
+    ledger = budget.Ledger(_budget(settings).share(log.shard.of if log.shard else 1), prices_of(settings), log.spent)
 
     async def ask() -> Mapping[str, str]:
         await ledger.reserve(sum(map(budget.worst_case, questions), budget.Usage()))
@@ -127,7 +127,8 @@ def _fetch_batch(settings: LlmSettings, questions: Sequence[Question], log: RawL
         )
 
 
-def _prices(settings: LlmSettings) -> budget.Prices:
+def prices_of(settings: LlmSettings) -> budget.Prices:
+    """The recipe's prices."""
     return budget.Prices(**settings.prices.model_dump())
 
 

@@ -16,8 +16,9 @@ from ruamel.yaml import YAML
 
 from ppe_lora.artifacts import hash_json
 from ppe_lora.corpus.rows import Row
+from ppe_lora.corpus.teachers.llm.budget import spent_on
 from ppe_lora.corpus.teachers.llm.exchange import Message, Question
-from ppe_lora.corpus.teachers.llm.fetch import Plan, fetch_replies, plan_questions
+from ppe_lora.corpus.teachers.llm.fetch import Plan, fetch_replies, plan_questions, prices_of
 from ppe_lora.corpus.teachers.llm.prompt import EXAMPLE_KEYS, load_prompt
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog, read_replies
 from ppe_lora.recipe.teachers import LlmTeacher
@@ -54,6 +55,8 @@ class Reader:
         self.name = settings.model
         self._settings, self._task, self._folder, self._skip_corrupt = settings, task, folder, skip_corrupt
         self._schema = answer_schema(task)
+        self.spent = spent_on([], prices_of(settings))
+        """What the answers to `read` used."""
 
     @property
     def version(self) -> str:
@@ -78,6 +81,7 @@ class Reader:
                 usable=lambda text: isinstance(self._task.parse(text), Answer),
             )
             replies = [log.replies.get(question.key) for question in questions]
+        self.spent = spent_on([reply for reply in replies if reply], prices_of(self._settings))
         read = [self._task.parse(reply.text) if reply else None for reply in replies]
         return [found if isinstance(found, Answer) else None for found in read]
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ppe_lora.corpus.teachers.base import Ask, Phrased
+from ppe_lora.corpus.teachers.llm.budget import spent_on
 from ppe_lora.corpus.teachers.llm.exchange import Question, Reply
-from ppe_lora.corpus.teachers.llm.fetch import Plan, fetch_replies, plan_questions
+from ppe_lora.corpus.teachers.llm.fetch import Plan, fetch_replies, plan_questions, prices_of
 from ppe_lora.corpus.teachers.llm.prompt import ANSWER_SCHEMA, Prompter, prompt_version, read_request
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog, Shard, read_replies
 from ppe_lora.recipe.teachers import LlmTeacher as LlmSettings
@@ -39,6 +40,8 @@ class LlmTeacher:
         """
         self.name = settings.model
         self.version = prompt_version()
+        self.spent = spent_on([], prices_of(settings))
+        """What the answers to `phrase` used."""
         self._settings = settings
         self._prompter = Prompter(task, seed)
         self._folder = folder
@@ -55,6 +58,8 @@ class LlmTeacher:
         prompts = [self._prompt(ask) for ask in asks]
         with RawLog(self._folder, skip_corrupt=self._skip_corrupt) as log:
             refused = self._fetch([prompt.question for prompt in prompts], log)
+            replies = [log.replies[prompt.key] for prompt in prompts if prompt.key not in refused]
+            self.spent = spent_on(replies, prices_of(self._settings))
             return [self._phrased(prompt, log.replies, refused) for prompt in prompts]
 
     def questions(self, asks: Sequence[Ask]) -> list[Question]:

@@ -4,7 +4,6 @@ nothing runs off, 2,000 rows."""
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
-from ppe_lora import cli
 from ppe_lora.artifacts import hash_file, read_json, read_jsonl, write_json, write_text
 from ppe_lora.recipe import load_recipe
 from ppe_lora.report.checklist import checklist
 from ppe_lora.report.run_analysis import analyse
 from ppe_lora.report.run_cost import run_cost
 from ppe_lora.report.run_folder import RunFolder, config_of, read_run
+from tests.command import ppe_lora
 from tests.pages import open_page
 from tests.run_folders import build_data, make_run, profile_recipe
 
@@ -30,15 +29,6 @@ HOSTILE = (
     "[[plain|weird]] a calm tune var(--ink) for the long way home by the sea",
 )
 KEYS = ("energy", "warmth", "brightness", "acousticness", "complexity", "nostalgia")
-
-
-def ppe_lora(*arguments: str) -> int:
-    """Run the command line in this process; return its exit status."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ppe-lora", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    return int(end.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ import httpx2
 import pytest
 from openai import NotFoundError, OpenAI
 
-from ppe_lora import cli
 from ppe_lora.serving.backend import ApiError
+from tests.command import ppe_lora
 from tests.runs import TASK
 from tests.serving import Running, Scripted, serving
 
@@ -36,15 +36,6 @@ def server(served_run: Path, speaker: Path) -> Iterator[Running]:
             (adapter_only / name).symlink_to(served_run / name)
     with serving([f"tuned={served_run}", f"adapter={adapter_only}", f"base={speaker}"]) as running:
         yield running
-
-
-def ppe_lora(*arguments: str) -> int:
-    """Run the command line in this process; return its exit status."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ppe-lora", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    return int(end.value.code or 0)
 
 
 def predictions(run: Path) -> list[dict]:

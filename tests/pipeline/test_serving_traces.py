@@ -84,6 +84,7 @@ def test_every_answered_request_is_a_trace(tmp_path: Path, weave: Received) -> N
     assert one["output"]["latency_ms"] >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["hangs", "500"])
 def test_a_broken_tracker_costs_no_request_and_loses_no_trace(
     tmp_path: Path, weave: Received, monkeypatch: pytest.MonkeyPatch, how: str

@@ -1,13 +1,12 @@
 """`ppe-lora sweep` and `ppe-lora compare` with real trainings of a tiny model."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from ppe_lora import cli
 from ppe_lora.artifacts import read_json
+from tests.command import ppe_lora
 from tests.runs import TASK_YAML, make_rows
 
 ROOT = Path(__file__).parents[2]
@@ -21,15 +20,6 @@ SECTIONS = (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-
-
-def ppe_lora(*arguments: str) -> int:
-    """Run the command line in this process; return its exit status."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ppe-lora", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    return int(end.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from transformers import DynamicCache
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.student.cache import PromptCache, chunk_of, encode_instruction
 from ppe_lora.student.encode import EncodedRow, alike
-from ppe_lora.student.layout import Run, lay_out
 from ppe_lora.student.load import StudentModel
 
 LAYERS = 8
@@ -112,7 +111,7 @@ def request_states(
             requests = [rows[index].prompt_ids[rows[index].shared :] for index in batch]
             prompts = PromptCache(model, instructions.get(shared), len(batch))
             with listening(model, layers) as heard:
-                prompts.feed(chunk_of([lay_out([Run(request)]) for request in requests], pad_id), 1)
+                prompts.feed(chunk_of(requests, pad_id), 1)
             means = [mean_states(heard[layer], [len(request) for request in requests], 0) for layer in layers]
             found.update(zip(batch, np.stack(means, axis=1), strict=True))
             advance(len(batch))

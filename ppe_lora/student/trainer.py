@@ -30,6 +30,8 @@ class PpeTrainer(SFTTrainer):
     trie: ScoreTrie | None = None
     spread_K: torch.Tensor | None = None
     """Standard deviation of each key's training targets, task units."""
+    unembedding: nn.Linear | None = None
+    """The model's, from `outputs.unembedding_of`."""
 
     def compute_loss(
         self,
@@ -41,7 +43,7 @@ class PpeTrainer(SFTTrainer):
         """Summed objective of the micro-batch over the completion tokens of the step (a scalar, in nats)."""
         if return_outputs:
             raise NotImplementedError("this trainer has no evaluation loop; epochs are evaluated by EpochEvaluation")
-        loss, tokens = training_loss(model, inputs, self.settings.objective, self.trie, self.spread_K)
+        loss, tokens = training_loss(model, inputs, self.settings.objective, self.trie, self.spread_K, self.unembedding)
         # DDP averages gradients over processes, while num_items_in_batch counts the tokens of all of them.
         return loss / (tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes)
 

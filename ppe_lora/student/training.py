@@ -28,6 +28,7 @@ from ppe_lora.student.collate import Collator, PackedCollator, PaddedCollator, p
 from ppe_lora.student.evaluate import EncodedSplit, encode_split
 from ppe_lora.student.load import attach_lora, load_base, trainable_parameters
 from ppe_lora.student.measured import peak_memory_bytes, rows_per_s
+from ppe_lora.student.outputs import unembedding_of
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 from ppe_lora.student.trainer import PpeTrainer, sft_config
@@ -149,13 +150,14 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
     train_NK = targets_matrix(train_rows, recipe.task)
     packs = packs_exactly(model, train_split.encoded, tokenizer.pad_id)
     collate = _collator(recipe, trie, packs, tokenizer.pad_id)
+    unembedding = unembedding_of(model)
     if not is_exhausted(epoch_metrics(run_dir), recipe):
         with Checkpoints(recipe.train.checkpoint_minutes) as checkpoints:
             evaluation = EpochEvaluation(
                 recipe, run_dir, valid_split, train_NK, tokenizer, trie if packs else None, checkpoints
             )
             trainer = _trainer(model, config, rows, collate, [evaluation, checkpoints], recipe, run_dir)
-            trainer.trie, trainer.spread_K = trie, _spread(train_NK, recipe.task)
+            trainer.trie, trainer.spread_K, trainer.unembedding = trie, _spread(train_NK, recipe.task), unembedding
             steps = _total_steps(recipe, len(train_split.rows))
             done = step_of(checkpoint) if checkpoint else 0
             with progress("training", steps, done=done, visible=state.is_main_process) as advance:

@@ -27,6 +27,7 @@ from ppe_lora.corpus.asks import make_asks
 from ppe_lora.corpus.rows import Row, row_id
 from ppe_lora.corpus.teachers.scripted import ScriptedTeacher
 from ppe_lora.recipe.schema import GenerateSource, Student
+from ppe_lora.student.attention import IMPLEMENTATION
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.collate import PackedCollator, completion_nll
 from ppe_lora.student.decode import Decoder, answer_token_limit, generate
@@ -56,7 +57,7 @@ def load(kind: str, folder: Path) -> tuple[StudentModel, StudentTokenizer]:
             shutil.copy(source, folder / name)
     else:
         folder = resolve_base(Student(model=kind))
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=IMPLEMENTATION)
     if torch.cuda.is_available():
         model = model.to("cuda", torch.bfloat16)
     return model, load_tokenizer(folder)

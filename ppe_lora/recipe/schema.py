@@ -275,8 +275,9 @@ class Train(Section):
     learning_rate: float = Field(default=2e-4, gt=0)
     rows_per_step: Count = 16
     """Rows per optimizer step, over all processes: more is steadier, fewer are more steps."""
-    rows_per_micro_step: Count = 8
-    """Rows per forward pass and process: more is faster, fewer need less memory. The result is the same."""
+    rows_per_micro_step: Count | Literal["auto"] = "auto"
+    """Rows per forward pass and process: more is faster, fewer need less memory. The result is the same. auto takes as
+    many as fit (`fitting_rows` in `ppe_lora/student/estimate.py`); a resumed run keeps its number."""
     warmup: Share = 0.05
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
@@ -364,9 +365,10 @@ class Recipe(Section):
                     self.task.check_target(archetype.center)
                 except ValueError as error:
                     raise ValueError(f"data.source.sampler.archetypes.{cluster}.center: {error}") from None
-        if self.train.rows_per_step % self.train.rows_per_micro_step:
+        micro = self.train.rows_per_micro_step
+        if micro != "auto" and self.train.rows_per_step % micro:
             raise ValueError(
                 f"train.rows_per_step must be a multiple of rows_per_micro_step; "
-                f"got {self.train.rows_per_step} and {self.train.rows_per_micro_step}"
+                f"got {self.train.rows_per_step} and {micro}"
             )
         return self

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -40,11 +41,15 @@ def attend(
         scaling: 1 / sqrt(width) if None.
         kwargs: For SDPA.
     """
+    heads_a_key = query.shape[1] // key.shape[1]
     if blocks is None or attention_mask is None:
+        plain = kwargs.get("position_bias") is None and kwargs.get("softcap") is None and not module.training
+        shared = heads_a_key > 1 and attention_mask is not None and attention_mask.shape[1] == 1
+        if attention_mask is not None and plain and shared and query.device.type == "cpu":
+            return _attend_by_key_heads(query, key, value, attention_mask, scaling), None
         whole: Any = sdpa_attention_forward
         found: tuple[torch.Tensor, None] = whole(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return found
-    heads_a_key = query.shape[1] // key.shape[1]
     # Pieces by one split: the gradient of a split is one concatenation, that of slices a whole tensor of zeros each.
     sizes = [size for size, _ in blocks]
     query_G, key_G, value_G = (
@@ -68,6 +73,20 @@ def attend(
             scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype) @ values
         )
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend_by_key_heads(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Masked attention, (B, W, heads, width), with the queries that share a key head behind each other: transformers
+    repeats all cached keys and values instead, in every layer and pass."""
+    batch, heads, width, size = query.shape
+    shared = heads // key.shape[1]
+    packed = query.reshape(batch, key.shape[1], shared * width, size)
+    attended = functional.scaled_dot_product_attention(
+        packed, key, value, attn_mask=mask.repeat(1, 1, shared, 1), scale=scaling
+    )
+    return attended.reshape(batch, heads, width, value.shape[-1]).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(IMPLEMENTATION, attend)

@@ -1,7 +1,7 @@
 """Rows to batches, packed or padded, and the loss on their completions."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -10,6 +10,7 @@ from ppe_lora.console import console
 from ppe_lora.student.encode import EncodedRow
 from ppe_lora.student.layout import IGNORED, Run, lay_out, next_labels
 from ppe_lora.student.load import StudentModel
+from ppe_lora.student.outputs import Outputs, last_states
 from ppe_lora.student.processes import processes
 from ppe_lora.student.trie import ScoreTrie, Slot, add_branches, add_slots_alone
 
@@ -139,14 +140,46 @@ Collator = PackedCollator | PaddedCollator
 _TRIED_ROWS = 6
 
 
-def forward_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, columns, vocabulary) of the columns that predict a completion token or hold a choice, and which those
-    are, ascending. The others' logits, most of a row, are never computed."""
+class Read(NamedTuple):
+    """What is read of a batch."""
+
+    columns: torch.Tensor
+    """Which columns have logits, ascending: those that predict a completion token, and what else was asked for."""
+    logits: torch.Tensor
+    """(B, columns, vocabulary)."""
+    slots: Outputs | None
+    """The choices of the slots, (S, M), where they were asked for."""
+
+
+def read(
+    model: torch.nn.Module,
+    batch: Batch,
+    *,
+    slots: bool = False,
+    also: torch.Tensor | None = None,
+    unembedding: torch.nn.Linear | None = None,
+) -> Read:
+    """Pass a batch through a model and read what predicts its completions. The logits of other columns, most of a row,
+    are never computed.
+
+    Args:
+        model: A causal language model that knows `logits_to_keep`, possibly wrapped.
+        batch: From a collator, on the model's device.
+        slots: Whether to read the choices of its slots, too.
+        also: Further columns that need logits over the whole vocabulary.
+        unembedding: The model's, from `outputs.unembedding_of`; without it the choices get logits over the whole
+            vocabulary.
+    """
     columns = (batch["labels"] != IGNORED).any(dim=0).nonzero().squeeze(1)
-    if "slot_columns" in batch:
-        columns = torch.cat([columns, batch["slot_columns"].flatten()]).unique()
-    logits = model(**model_inputs(batch), logits_to_keep=columns).logits
-    return logits, columns
+    for more in ([] if also is None else [also]) + ([batch["slot_columns"]] if slots and unembedding is None else []):
+        columns = torch.cat([columns, more.flatten()]).unique()
+    with last_states(model) as states:
+        logits = model(**model_inputs(batch), logits_to_keep=columns).logits
+    if not slots:
+        return Read(columns, logits, None)
+    if unembedding is None:
+        return Read(columns, logits, Outputs(logits[0, torch.searchsorted(columns, batch["slot_columns"])], None))
+    return Read(columns, logits, Outputs(states[0][0, batch["slot_columns"]], unembedding))
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
@@ -166,14 +199,14 @@ def completion_nll(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, 
         model: A causal language model that knows `logits_to_keep`.
         batch: From a collator, on the model's device.
     """
-    return summed_nll(*forward_logits(model, batch), batch)
+    return summed_nll(read(model, batch), batch)
 
 
-def summed_nll(logits: torch.Tensor, columns: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """`completion_nll` from logits that are there already (see `forward_logits`)."""
-    wanted = batch["labels"][:, columns]
+def summed_nll(found: Read, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """`completion_nll` of a batch that has been read already."""
+    wanted = batch["labels"][:, found.columns]
     nll = functional.cross_entropy(
-        logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
+        found.logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     return nll, (wanted != IGNORED).sum()
 

@@ -22,18 +22,21 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
-from ppe_lora.student.cache import PromptCache, chunk_of, encode_instruction
+from ppe_lora.student.cache import Chunk, PromptCache, chunk_of, encode_instruction
 from ppe_lora.student.collate import PaddedCollator, completion_nll
 from ppe_lora.student.encode import EncodedRow, alike
 from ppe_lora.student.head import Head, listening, mean_states
-from ppe_lora.student.layout import Run, lay_out
+from ppe_lora.student.layout import Run
 from ppe_lora.student.load import StudentModel
+from ppe_lora.student.outputs import Outputs, unembedding_of
 from ppe_lora.student.posterior import choice_logits, greedy_leaf, leaf_log_probs
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie, add_branches, add_slots_alone
 from ppe_lora.tasks.scores import ScoresTask
 
 _SLACK_TOKENS = 8
+_COLUMNS_AT_ONCE = 256
+"""Columns that get logits over the whole vocabulary at the same time: 134 MB in float32 for 131,072 tokens."""
 
 
 class Decoded(NamedTuple):
@@ -81,6 +84,7 @@ class Decoder:
         self.trie = trie
         self.max_new_tokens = max_new_tokens
         self.head = head
+        self._unembedding = None if trie is None else unembedding_of(model)
         self._instructions: dict[tuple[int, ...], DynamicCache] = {}
 
     @torch.no_grad()
@@ -119,9 +123,8 @@ class Decoder:
         if self.trie is None:
             texts = self._generate(rows)
             return [Decoded(text, None, self._padded_nll(row)) for text, row in zip(texts, rows, strict=True)]
-        batch = _SkeletonBatch(
-            self.model, self.trie, rows, self._instruction(rows[0]), self.tokenizer.pad_id, self.head
-        )
+        prompts = PromptCache(self.model, self._instruction(rows[0]), len(rows), self._unembedding)
+        batch = _SkeletonBatch(self.model, self.trie, rows, prompts, self.tokenizer.pad_id, self.head, not forced)
         if forced and self.trie.alone is not None:
             log_p_BKV = batch.read_all_alone()
         else:
@@ -130,7 +133,7 @@ class Decoder:
         if not forced:
             log_p_BKV = batch.read_all_alone() if self.trie.alone is not None else log_p_BKV
             batch.check_tail()
-            left = [index for index, agrees in enumerate(batch.agrees) if not agrees]
+            left = [index for index, agrees in enumerate(batch.agrees()) if not agrees]
             for index, text in zip(left, self._generate([rows[index] for index in left]), strict=True):
                 texts[index] = text
         nll = batch.completion_nll(rows)
@@ -155,7 +158,8 @@ class Decoder:
 
 
 class _SkeletonBatch:
-    """A batch of rows on its way through the answer, a score a pass. B rows, W columns of a pass, V values.
+    """A batch of rows on its way through the answer, a score a pass. B rows, W columns of a pass, V values, S slots, M
+    choices.
 
     `drafts` are the tokens each row is fed next: the rest of a value behind its branches, and the fixed tokens up to
     the next score.
@@ -166,72 +170,74 @@ class _SkeletonBatch:
         model: StudentModel,
         trie: ScoreTrie,
         rows: Sequence[EncodedRow],
-        instruction: DynamicCache | None,
+        prompts: PromptCache,
         pad_id: int,
         head: Head | None,
+        free: bool,
     ) -> None:
         self.model = model
         self.head = head
-        self.prompts = PromptCache(model, instruction, len(rows))
+        self.prompts = prompts
         self.trie = trie
         self.pad_id = pad_id
         self.requests = [row.prompt_ids[row.shared :] for row in rows]
         self.drafts = [[*request, *trie.leads[0]] for request in self.requests]
         self.leaves: list[list[int]] = [[] for _ in rows]
         """Per row the forced greedy answers so far, as indices of values."""
-        self.agrees = [True] * len(rows)
-        """Whether every token so far is what the model says freely."""
+        self.free = free
+        self.said: list[Outputs] = []
+        """Where the text is free: the columns that predict its tokens so far, pass by pass."""
+        self.said_rows: list[int] = []
+        """Whose columns those are."""
+        self.said_tokens: list[int] = []
+        """What they predict."""
 
     def read_score(self, key: int) -> torch.Tensor:
         """Feed the drafts and the branches of a score; take its answer; log-probabilities (B, V), on the CPU."""
-        runs = [Run([self.pad_id])]
-        read_at = add_branches(runs, 0, self.trie)  # the same runs behind every draft
-        branches = len(runs) - 1
-        logits = self._feed([[draft, *runs[1:]] for draft in map(Run, self.drafts)], branches)
-        slot = logits.shape[1] - branches - 1
-        key_B = torch.full((len(self.drafts),), key, device=logits.device)
-        choice_BMC = self._choices(logits, torch.tensor([[slot + run for run in read_at]]), key_B)
+        runs = [Run([])]
+        read_at = add_branches(runs, 0, self.trie)  # run 0 ends at the slot, and each of the others is a column
+        outputs = self._feed(runs[1:])
+        slot = outputs.states.shape[1] - len(runs)
+        place_M = torch.tensor([slot + run for run in read_at])
+        key_B = torch.full((len(self.drafts),), key, device=outputs.states.device)
+        legal_BML = outputs.at((slice(None), place_M)).logits_of(self.trie.tokens)
+        choice_BMC = choice_logits(legal_BML, key_B, self.trie)
         leaf_B = greedy_leaf(choice_BMC, self.trie).tolist()
-        free_BW = logits[:, slot:].argmax(-1).tolist()
         following = self.trie.leads[key + 1] if key + 1 < len(self.trie.leads) else self.trie.tail
-        inside_B = [self.trie.inside(leaf) for leaf in leaf_B]
-        for row, (leaf, inside, free) in enumerate(zip(leaf_B, inside_B, free_BW, strict=True)):
-            expected = [*self.trie.paths[leaf], *following]
-            self.agrees[row] &= [free[0], *(free[branch + 1] for branch in inside)] == expected[: len(inside) + 1]
+        seen_BW = torch.zeros(len(leaf_B), len(runs) - 1, dtype=torch.bool)
+        saying = []
+        for row, leaf in enumerate(leaf_B):
+            inside, expected = self.trie.inside(leaf), [*self.trie.paths[leaf], *following]
+            columns = [slot, *(slot + 1 + branch for branch in inside)]
+            saying += [(row, *one) for one in zip(columns, expected, strict=False)]
+            seen_BW[row, inside] = True
             self.leaves[row].append(leaf)
             self.drafts[row] = expected[len(inside) :]
-        self.prompts.see([[branch - branches for branch in inside] for inside in inside_B])
+        self._say(outputs, saying)
+        self.prompts.see(seen_BW)
         return leaf_log_probs(choice_BMC, self.trie).cpu()
 
     def read_all_alone(self) -> torch.Tensor:
         """Read all scores from the request alone in one pass, which is the first one or any later one; take them as
         answers if there are none yet; log-probabilities (B, K, V), on the CPU."""
         first = not self.leaves[0]
-        # Kept columns: the request's last token, where it is fed here, and the same scores behind every request.
-        runs: list[Run] = [Run([self.pad_id])] if first else []
-        slots = add_slots_alone(runs, 0 if first else None, self.trie)
+        runs = [Run([self.pad_id] if first else [])]  # the request, of which the last column is kept if it is fed here
+        slots = add_slots_alone(runs, 0, self.trie)
         ends = torch.tensor([len(run.ids) for run in runs]).cumsum(0) - 1
         keep = int(ends[-1]) + 1
-        forests = [[Run(request), *runs[1:]] for request in self.requests] if first else [runs] * len(self.requests)
-        chunk = chunk_of([lay_out(forest) for forest in forests], self.pad_id)
+        chunk = chunk_of(self.requests if first else [[]] * len(self.requests), self.pad_id, runs[1:])
         with listening(self.model, self._heads_layers(first)) as heard:
-            logits = self.prompts.feed(chunk, keep, None if first else self.request_BC)
+            outputs = self.prompts.feed(chunk, keep, None if first else self.request_BC)
         if first:
-            self._see_request(logits, keep - 1, heard)
+            self._see_request(outputs, chunk, heard)
         place_SM = ends[torch.tensor([slot.runs for slot in slots])]
-        rows, scores = len(logits), len(slots)
-        ending_S = torch.tensor([slot.terminator_of for slot in slots] * rows, device=logits.device)
-        choice_SMC = self._choices(logits, place_SM, ending_S)
+        rows, scores = len(self.requests), len(slots)
+        ending_S = torch.tensor([slot.terminator_of for slot in slots] * rows, device=outputs.states.device)
+        legal_SML = outputs.at((slice(None), place_SM)).logits_of(self.trie.tokens).flatten(0, 1)
+        choice_SMC = choice_logits(legal_SML, ending_S, self.trie)
         if first:
             self.leaves = greedy_leaf(choice_SMC, self.trie).view(rows, scores).tolist()
         return leaf_log_probs(choice_SMC, self.trie).view(rows, scores, -1).cpu()
-
-    def _choices(self, logits: torch.Tensor, place_SM: torch.Tensor, key_S: torch.Tensor) -> torch.Tensor:
-        """`posterior.choice_logits` of the same slots in every row, from logits (B, W, vocabulary): rows by slots."""
-        rows, width = logits.shape[:2]
-        first_B = torch.arange(rows) * width
-        place = (first_B[:, None, None] + place_SM[None]).flatten(0, 1).to(logits.device)
-        return choice_logits(logits.flatten(0, 1), place, key_S, self.trie)
 
     def read_head(self) -> list[np.ndarray | None]:
         """The head's scores (K) of each row, in task units, not rounded; None without a head."""
@@ -243,53 +249,91 @@ class _SkeletonBatch:
     def _heads_layers(self, first: bool) -> list[int]:
         return list(self.head.layers) if first and self.head is not None else []
 
-    def _see_request(self, logits: torch.Tensor, behind: int, heard: dict[int, torch.Tensor]) -> None:
-        """Let what follows see the request, `behind` columns from the end of the first chunk; remember both, and what
-        the head reads."""
+    def _see_request(self, outputs: Outputs, chunk: Chunk, heard: dict[int, torch.Tensor]) -> None:
+        """Let what follows see the request, which the first chunk had in front; remember its last column, the first
+        that was kept, and what the head reads."""
+        width, behind = chunk.ids_BW.shape[1], outputs.states.shape[1] - 1
         if self.head is not None:
             lengths = list(map(len, self.requests))
             self.states_BLD = np.stack(
                 [mean_states(heard[layer], lengths, behind) for layer in self.head.layers], axis=1
             )
-        self.after_request_BV = logits[:, 0]
-        self.prompts.see([range(-behind - len(request), -behind) for request in self.requests])
+        self.after_request = outputs.at((slice(None), 0))
+        self.prompts.see(chunk.own_BW & (torch.arange(width) < width - behind))
         self.request_BC = self.prompts.seen_BC.clone()
 
     def check_tail(self) -> None:
-        """Feed what follows the last score, to see whether the model agrees with it down to the end token."""
-        self._feed([[Run(draft)] for draft in self.drafts], 0)
+        """Feed what follows the last score, whose tokens the model has to agree with down to the end token."""
+        self._feed([])
+
+    def agrees(self) -> list[bool]:
+        """Per row, whether every token of the text is what the model says freely: the likeliest of all tokens."""
+        said = Outputs(torch.cat([outputs.states for outputs in self.said]), self.said[0].unembedding)
+        row_N, token_N = torch.tensor(self.said_rows), torch.tensor(self.said_tokens)
+        agrees_B = torch.ones(len(self.requests), dtype=torch.bool)
+        for part in torch.arange(len(row_N)).split(_COLUMNS_AT_ONCE):
+            open_N = part[agrees_B[row_N[part]]]
+            is_said_N = _is_argmax(said.at(open_N).logits(), token_N[open_N].to(said.states.device)).cpu()
+            agrees_B[row_N[open_N[~is_said_N]]] = False
+        return agrees_B.tolist()
 
     def completion_nll(self, rows: Sequence[EncodedRow]) -> list[float]:
         """Summed negative log-likelihood of each row's own completion behind its prompt; 0 where it has none."""
         if not any(row.completion_ids for row in rows):
             return [0.0] * len(rows)
-        scored = [Run(row.completion_ids[:-1] or [self.pad_id]) for row in rows]
-        chunk = chunk_of([lay_out([run]) for run in scored], self.pad_id)
-        logits = self.prompts.feed(chunk, chunk.ids_BW.shape[1], self.request_BC)
-        nll = []
-        for row, run, first_V, logits_WV in zip(rows, scored, self.after_request_BV, logits, strict=True):
-            logits_TV = torch.cat([first_V[None], logits_WV[-len(run.ids) :]])[: len(row.completion_ids)]
-            wanted_T = torch.tensor(row.completion_ids, dtype=torch.long, device=logits.device)
-            nll.append(float(functional.cross_entropy(logits_TV.float(), wanted_T, reduction="sum")))
-        return nll
+        chunk = chunk_of([row.completion_ids[:-1] or [self.pad_id] for row in rows], self.pad_id)
+        width = chunk.ids_BW.shape[1]
+        fed = self.prompts.feed(chunk, width, self.request_BC)
+        states = torch.cat([self.after_request.states[:, None], fed.states], dim=1)
+        of_row = [(row, at) for row, one in enumerate(rows) for at in range(len(one.completion_ids))]
+        row_N, at_N = torch.tensor(of_row).T
+        length_N = torch.tensor([len(row.completion_ids) for row in rows])[row_N]
+        outputs = Outputs(states, fed.unembedding).at((row_N, torch.where(at_N == 0, 0, width + 1 - length_N + at_N)))
+        token_N = torch.tensor([token for row in rows for token in row.completion_ids], device=states.device)
+        nll_B = torch.zeros(len(rows), dtype=torch.float64)
+        for part in torch.arange(len(row_N)).split(_COLUMNS_AT_ONCE):
+            nll_N = functional.cross_entropy(outputs.at(part).logits().float(), token_N[part], reduction="none")
+            nll_B.index_add_(0, row_N[part], nll_N.double().cpu())
+        return nll_B.tolist()
 
-    def _feed(self, runs_B: Sequence[Sequence[Run]], branches: int) -> torch.Tensor:
-        """Feed each row its draft, the first of its runs, and the branches behind it; note whether the drafted tokens
-        are the model's own. Logits of the columns from the one that predicts the first token of the answer on."""
+    def _feed(self, behind: Sequence[Run]) -> Outputs:
+        """Feed each row its draft, and the branches of a score behind it; the draft's tokens become text. The columns
+        from the one that predicts the first token of the answer on."""
         first = not self.leaves[0]
-        chunk = chunk_of([lay_out(runs) for runs in runs_B], self.pad_id)
-        keep = 1 + len(self.trie.leads[0]) + branches if first else chunk.ids_BW.shape[1]
+        chunk = chunk_of(self.drafts, self.pad_id, behind)
+        keep = 1 + len(self.trie.leads[0]) + len(behind) if first else chunk.ids_BW.shape[1]
         with listening(self.model, self._heads_layers(first)) as heard:
-            logits = self.prompts.feed(chunk, keep)
+            outputs = self.prompts.feed(chunk, keep)
         if first:
-            self._see_request(logits, len(self.trie.leads[0]) + branches, heard)
-        end = keep - branches
-        free_BW = logits[:, :end].argmax(-1).tolist()
-        for row, (draft, free) in enumerate(zip(self.drafts, free_BW, strict=True)):
-            checked = min(len(draft), end)
-            self.agrees[row] &= free[end - checked : end - 1] == draft[len(draft) - checked + 1 :]
-        self.prompts.see([range(-branches - len(draft), -branches) for draft in self.drafts])
-        return logits
+            self._see_request(outputs, chunk, heard)
+        end = keep - len(behind)
+        saying = []
+        for row, draft in enumerate(self.drafts):
+            text = draft[-end:]
+            saying += [(row, end - len(text) + at, token) for at, token in enumerate(text[1:])]
+        self._say(outputs, saying)
+        self.prompts.see(chunk.own_BW)
+        return outputs
+
+    def _say(self, outputs: Outputs, saying: Sequence[tuple[int, int, int]]) -> None:
+        """Note which token each row's text has behind a column: (row, column, token)."""
+        if not self.free or not saying:
+            return
+        rows, columns, tokens = zip(*saying, strict=True)
+        self.said.append(outputs.at((list(rows), list(columns))))
+        self.said_rows += rows
+        self.said_tokens += tokens
+
+
+def _is_argmax(logits_NV: torch.Tensor, token_N: torch.Tensor) -> torch.Tensor:
+    """Whether each token is the arg-max of its logits, which is the first where several are the largest, shape (N,).
+    Maxima alone take a tenth of the time of `argmax` on a CPU. The logits are changed."""
+    own_N = logits_NV.gather(1, token_N[:, None])[:, 0]
+    other_N = logits_NV.scatter_(1, token_N[:, None], float("-inf")).amax(-1)
+    is_N = own_N > other_N
+    tied = own_N == other_N
+    is_N[tied] = token_N[tied] < logits_NV[tied].argmax(-1)
+    return is_N
 
 
 def measure_latency_ms(decoder: Decoder, rows: Sequence[EncodedRow], *, forced: bool) -> list[float]:

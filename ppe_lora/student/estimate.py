@@ -34,6 +34,8 @@ _ADAPTER_SHARE = (
 _ACTIVATION_BYTES = 6.7 * 2**20  # per token for a 7B in bfloat16 under PEFT, without checkpointing
 _CHECKPOINTED = 0.08  # of these with checkpointing: the inputs of each layer, and one layer's own
 _OVERHEAD_BYTES = 1.5e9  # CUDA context, workspaces, fragmentation
+_CPU_ROWS = 8  # the longest packs tried there; 0.76 of the time of packs of 2 (LOG.md)
+_FILLED = 0.8  # share of the free memory that `auto` fills: rows differ in length, and the need is an estimate
 
 
 class Card(NamedTuple):
@@ -84,7 +86,30 @@ class Estimate(NamedTuple):
         return self.need.total < self.card.memory
 
 
-def need_bytes(recipe: Recipe, size: Size, *, on_gpu: bool, bfloat16: bool) -> Need:
+def fitting_rows(recipe: Recipe, size: Size, free: float, *, on_gpu: bool, bfloat16: bool, processes: int = 1) -> int:
+    """Rows per micro step: the recipe's number, or for `auto` the largest power of two that divides the rows of a step
+    and process and whose training needs at most 0.8 of the free memory; 1 if none does, and at most 8 on a CPU.
+
+    Args:
+        recipe: Model, quantization, adapter, rows per step.
+        size: Of the model.
+        free: Bytes of memory, before the model is loaded.
+        on_gpu: Whether it runs on a GPU.
+        bfloat16: Whether the device computes in bfloat16.
+        processes: Among which the rows of a step are divided.
+    """
+    given = recipe.train.rows_per_micro_step
+    if given != "auto":
+        return given
+    rows, own = 1, recipe.train.rows_per_step // processes
+    while own % (2 * rows) == 0 and (on_gpu or rows < _CPU_ROWS):
+        if need_bytes(recipe, size, rows=2 * rows, on_gpu=on_gpu, bfloat16=bfloat16).total > _FILLED * free:
+            break
+        rows *= 2
+    return rows
+
+
+def need_bytes(recipe: Recipe, size: Size, *, rows: int, on_gpu: bool, bfloat16: bool) -> Need:
     """Peak memory of a training.
 
         weights      linear parameters x (2 bfloat16 | 4 float32 | 1 int8 | 0.52 nf4), embeddings x (2 | 4)
@@ -93,15 +118,16 @@ def need_bytes(recipe: Recipe, size: Size, *, on_gpu: bool, bfloat16: bool) -> N
         overhead     1.5e9 on a GPU
 
     Args:
-        recipe: Model, quantization, adapter, rows per micro step.
+        recipe: Model, quantization, adapter.
         size: Of the model.
+        rows: Per micro step.
         on_gpu: Whether it runs on a GPU.
         bfloat16: Whether the device computes in bfloat16.
     """
     student = recipe.student
     wide = 4 if student.dtype == "float32" or (student.dtype == "auto" and not bfloat16) else 2
     linear = size.parameters - size.embeddings
-    tokens = recipe.train.rows_per_micro_step * min(_row_tokens(recipe), student.max_tokens)
+    tokens = rows * min(_row_tokens(recipe, rows), student.max_tokens)
     activations = tokens * _ACTIVATION_BYTES * (wide / 2) * (size.parameters / 7.25e9) ** (2 / 3)
     return Need(
         linear * _WEIGHT_BYTES.get(student.quantization, wide) + size.embeddings * wide,
@@ -121,16 +147,17 @@ def estimate(recipe: Recipe, size: Size, card: Card, *, train_rows: int, valid_r
         train_rows: Rows of an epoch.
         valid_rows: Rows decoded after each.
     """
+    rows = fitting_rows(recipe, size, card.memory, on_gpu=card.is_gpu, bfloat16=card.is_gpu)
     linear = size.parameters - size.embeddings
     speed = card.flops * (_GPU_UTILIZATION if card.is_gpu else _CPU_UTILIZATION)
     passes_per_token = 6 if recipe.train.gradient_checkpointing else 4
     unpacking = _UNPACKED_BYTES * linear / card.bandwidth if recipe.student.quantization != "none" else 0.0
-    step_s = _row_tokens(recipe) * passes_per_token * linear / speed
-    step_s += unpacking * passes_per_token / 2 / recipe.train.rows_per_micro_step
+    step_s = _row_tokens(recipe, rows) * passes_per_token * linear / speed
+    step_s += unpacking * passes_per_token / 2 / rows
     scored = REQUEST_TOKENS + 2 * ANSWER_TOKENS + _slot_tokens(recipe)
     row_s = scored * 2 * linear / speed + unpacking * 9 / recipe.evaluate.batch_rows
     epochs = recipe.train.epochs
-    need = need_bytes(recipe, size, on_gpu=card.is_gpu, bfloat16=card.is_gpu)
+    need = need_bytes(recipe, size, rows=rows, on_gpu=card.is_gpu, bfloat16=card.is_gpu)
     return Estimate(card, need, 1 / step_s, epochs * train_rows * step_s, epochs * valid_rows * row_s)
 
 
@@ -179,9 +206,10 @@ def fit_here(recipe: Recipe) -> tuple[bool, str]:
     if size is None:
         return True, f"{recipe.student.model}: unknown size, so no estimate; load it once to see"
     on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    need = need_bytes(recipe, size, on_gpu=on_gpu, bfloat16=bfloat16_supported(device))
+    bfloat16 = bfloat16_supported(torch.device("cuda" if on_gpu else "cpu"))
     have = torch.cuda.get_device_properties(0).total_memory if on_gpu else psutil.virtual_memory().available
+    rows = fitting_rows(recipe, size, have, on_gpu=on_gpu, bfloat16=bfloat16)
+    need = need_bytes(recipe, size, rows=rows, on_gpu=on_gpu, bfloat16=bfloat16)
     model = f"{recipe.student.model} ({recipe.student.quantization})"
     return (
         need.total < have,
@@ -191,8 +219,13 @@ def fit_here(recipe: Recipe) -> tuple[bool, str]:
     )
 
 
-def _row_tokens(recipe: Recipe) -> float:
-    shared = INSTRUCTION_TOKENS / recipe.train.rows_per_micro_step
+def free_bytes(device: torch.device) -> float:
+    """Free memory of a GPU, or of the machine."""
+    return float(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+
+
+def _row_tokens(recipe: Recipe, rows: int) -> float:
+    shared = INSTRUCTION_TOKENS / rows
     objective = recipe.train.objective
     slots = _slot_tokens(recipe) if objective.reads_numbers else 0
     return shared + REQUEST_TOKENS + ANSWER_TOKENS + slots

@@ -20,7 +20,7 @@ with p the probability of the right token (focal loss: Lin et al., ICCV 2017; sm
 import torch
 
 from ppe_lora.recipe.schema import Objective
-from ppe_lora.student.collate import Batch, forward_logits, summed_nll
+from ppe_lora.student.collate import Batch, Read, read, summed_nll
 from ppe_lora.student.head import TeachingHeads, listening, pack_means
 from ppe_lora.student.layout import IGNORED
 from ppe_lora.student.posterior import choice_logits, crps, illegal_nats, leaf_log_probs, mean
@@ -34,6 +34,7 @@ def training_loss(
     trie: ScoreTrie | None,
     spread_K: torch.Tensor | None = None,
     heads: TeachingHeads | None = None,
+    unembedding: torch.nn.Linear | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The summed objective of a batch, and its number of completion tokens.
 
@@ -45,17 +46,22 @@ def training_loss(
         spread_K: Standard deviation of each key's training targets, task units; needed where the objective looks at
             the numbers.
         heads: Needed where the objective has a term for them, with the trie and the spread.
+        unembedding: The model's, from `outputs.unembedding_of`: saves time where the objective looks at the numbers.
     """
+    path_SD = None
+    if objective.legal and trie is not None:
+        leaf_S = batch["leaves"].flatten()
+        path_SD = batch["slot_columns"].gather(1, trie.step_choice.to(leaf_S.device)[leaf_S])
     with listening(model, [] if heads is None else heads.layers) as heard:
-        logits, columns = forward_logits(model, batch)
+        found = read(model, batch, slots=objective.reads_numbers, also=path_SD, unembedding=unembedding)
     if (objective.skeleton, objective.label_smoothing, objective.focal) == (1.0, 0.0, 0.0):
-        loss, tokens = summed_nll(logits, columns, batch)
+        loss, tokens = summed_nll(found, batch)
     else:
-        loss, tokens = _weighed_nll(logits, batch["labels"][:, columns], objective, trie)
+        loss, tokens = _weighed_nll(found.logits, batch["labels"][:, found.columns], objective, trie)
     if objective.reads_numbers:
         if trie is None or spread_K is None:
             raise ValueError("an objective that looks at the numbers needs the trie and the spread of the targets")
-        loss = loss + _number_terms(logits, columns, batch, objective, trie, spread_K)
+        loss = loss + _number_terms(found, path_SD, batch, objective, trie, spread_K)
     if heads is not None:
         if trie is None or spread_K is None:
             raise ValueError("an objective with heads needs the trie and the spread of the targets")
@@ -65,41 +71,34 @@ def training_loss(
     return loss, tokens
 
 
-def slot_log_probs(logits: torch.Tensor, columns: torch.Tensor, batch: Batch, trie: ScoreTrie) -> torch.Tensor:
-    """Log-probabilities of all values of every slot of a pack, shape (S, V); see `posterior.leaf_log_probs`.
-
-    Args:
-        logits: (1, columns, vocabulary), from `forward_logits`.
-        columns: The pack's columns that have logits, ascending.
-        batch: A pack with slots.
-        trie: The trie that the pack was laid out with.
-    """
-    place_SM = torch.searchsorted(columns, batch["slot_columns"])
-    return leaf_log_probs(choice_logits(logits[0], place_SM, batch["slot_terminator_of"], trie), trie)
+def slot_choices(found: Read, batch: Batch, trie: ScoreTrie) -> torch.Tensor:
+    """`posterior.choice_logits` of every slot of a pack that was read with its slots, (S, M, C)."""
+    assert found.slots is not None
+    return choice_logits(found.slots.logits_of(trie.tokens), batch["slot_terminator_of"], trie)
 
 
 def _number_terms(
-    logits: torch.Tensor,
-    columns: torch.Tensor,
+    found: Read,
+    path_SD: torch.Tensor | None,
     batch: Batch,
     objective: Objective,
     trie: ScoreTrie,
     spread_K: torch.Tensor,
 ) -> torch.Tensor:
-    place_SM = torch.searchsorted(columns, batch["slot_columns"])
-    choice_SMC = choice_logits(logits[0], place_SM, batch["slot_terminator_of"], trie)
+    choice_SMC = slot_choices(found, batch, trie)
     log_p_SV = leaf_log_probs(choice_SMC, trie)
-    values_V = trie.values.to(logits.device)
+    values_V = trie.values.to(choice_SMC.device)
     leaf_S = batch["leaves"].flatten()
     target_S = values_V[leaf_S]
-    spread_S = spread_K.to(logits.device).repeat(len(target_S) // len(spread_K))  # slots come key by key, row by row
+    spread_S = spread_K.to(values_V).repeat(len(target_S) // len(spread_K))
     loss = log_p_SV.new_zeros(())
     if objective.raft:
         loss = loss + objective.raft * (((mean(log_p_SV, values_V) - target_S) / spread_S) ** 2).sum()
     if objective.crps:
         loss = loss + objective.crps * (crps(log_p_SV, values_V, target_S) / spread_S).sum()
-    if objective.legal:
-        loss = loss + objective.legal * illegal_nats(logits[0], place_SM, choice_SMC, leaf_S, trie)
+    if path_SD is not None:
+        logits_SDV = found.logits[0, torch.searchsorted(found.columns, path_SD)]
+        loss = loss + objective.legal * illegal_nats(logits_SDV, choice_SMC, leaf_S, trie)
     return loss
 
 

@@ -1,7 +1,7 @@
 """The exact distribution of every score of every row, from one forward pass.
 
 The branches of a score (see `trie`) are laid out behind its slot, where nobody else sees them, so that the logits of
-all choices are read at once. S slots, V values, M choices, C children, D choices on a path.
+all choices are read at once. S slots, V values, M choices, C children, D choices on a path, L legal tokens.
 """
 
 import torch
@@ -9,20 +9,17 @@ import torch
 from ppe_lora.student.trie import ScoreTrie
 
 
-def choice_logits(
-    logits_TV: torch.Tensor, place_SM: torch.Tensor, key_S: torch.Tensor, trie: ScoreTrie
-) -> torch.Tensor:
+def choice_logits(legal_SML: torch.Tensor, key_S: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
     """Logits of the legal tokens at each choice of each slot, (S, M, C), float32; -inf where there is none.
 
     Args:
-        logits_TV: Logits over the whole vocabulary at T places.
-        place_SM: Which of them each choice of each slot is read at.
+        legal_SML: Logits of `trie.tokens` at each choice of each slot.
         key_S: Which key of the task each slot belongs to: the terminator depends on it.
         trie: The trie of the task and tokenizer.
     """
-    children_SMC = trie.children.to(logits_TV.device)[key_S]
-    legal_SMC = logits_TV[place_SM[:, :, None], children_SMC].float()
-    return legal_SMC.masked_fill(~trie.legal.to(logits_TV.device), float("-inf"))
+    place_KMC = torch.searchsorted(trie.tokens, trie.children)
+    choice_SMC = legal_SML.float().gather(2, place_KMC.to(legal_SML.device)[key_S])
+    return choice_SMC.masked_fill(~trie.legal.to(legal_SML.device), float("-inf"))
 
 
 def leaf_log_probs(choice_SMC: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
@@ -43,21 +40,21 @@ def greedy_leaf(choice_SMC: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
 
 
 def illegal_nats(
-    logits_TV: torch.Tensor, place_SM: torch.Tensor, choice_SMC: torch.Tensor, leaf_S: torch.Tensor, trie: ScoreTrie
+    logits_SDV: torch.Tensor, choice_SMC: torch.Tensor, leaf_S: torch.Tensor, trie: ScoreTrie
 ) -> torch.Tensor:
     """-log of the probability that the whole vocabulary gives to the legal tokens, at the choices on the path of each
     slot's value, summed: 0 where nothing illegal is possible.
 
     Args:
-        logits_TV: As in `choice_logits`.
-        place_SM: As there.
-        choice_SMC: What it returned.
+        logits_SDV: Logits of the whole vocabulary at the choices on the path of each slot's value, as
+            `trie.step_choice` names them.
+        choice_SMC: From `choice_logits`.
         leaf_S: The value of each slot, as its index.
         trie: The trie of the task and tokenizer.
     """
-    device = logits_TV.device
-    nats_SM = logits_TV.float().logsumexp(-1)[place_SM] - choice_SMC.logsumexp(-1)
-    nats_SD = nats_SM.gather(1, trie.step_choice.to(device)[leaf_S])
+    device = choice_SMC.device
+    legal_SD = choice_SMC.logsumexp(-1).gather(1, trie.step_choice.to(device)[leaf_S])
+    nats_SD = logits_SDV.float().logsumexp(-1) - legal_SD
     return nats_SD.masked_fill(~trie.steps.to(device)[leaf_S], 0.0).sum()
 
 

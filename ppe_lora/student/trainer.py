@@ -33,6 +33,8 @@ class PpeTrainer(SFTTrainer):
     """Standard deviation of each key's training targets, task units."""
     heads: TeachingHeads | None = None
     """Fitted before training, where the objective has a term for them."""
+    unembedding: nn.Linear | None = None
+    """The model's, from `outputs.unembedding_of`."""
 
     def compute_loss(
         self,
@@ -44,7 +46,9 @@ class PpeTrainer(SFTTrainer):
         """Summed objective of the micro-batch over the completion tokens of the step (a scalar, in nats)."""
         if return_outputs:
             raise NotImplementedError("this trainer has no evaluation loop; epochs are evaluated by EpochEvaluation")
-        loss, tokens = training_loss(model, inputs, self.settings.objective, self.trie, self.spread_K, self.heads)
+        loss, tokens = training_loss(
+            model, inputs, self.settings.objective, self.trie, self.spread_K, self.heads, self.unembedding
+        )
         # DDP averages gradients over processes, while num_items_in_batch counts the tokens of all of them.
         return loss / (tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes)
 
@@ -77,24 +81,30 @@ class PpeTrainer(SFTTrainer):
             ) from error
 
 
-def sft_config(recipe: Recipe, run_dir: Path, processes: int) -> SFTConfig:
+def sft_config(recipe: Recipe, run_dir: Path, processes: int, rows_per_micro_step: int) -> SFTConfig:
     """The trainer's configuration for a recipe.
+
+    Args:
+        recipe: The experiment.
+        run_dir: Its folder.
+        processes: Among which the rows of a step are divided.
+        rows_per_micro_step: The recipe's number, or what its `auto` is here.
 
     Raises:
         RunError: The rows of a step cannot be divided among the processes.
     """
     train = recipe.train
-    accumulation, rest = divmod(train.rows_per_step, train.rows_per_micro_step * processes)
+    accumulation, rest = divmod(train.rows_per_step, rows_per_micro_step * processes)
     if rest or not accumulation:
         raise RunError(
             f"train.rows_per_step: expected a multiple of rows_per_micro_step x processes "
-            f"({train.rows_per_micro_step} x {processes}); got {train.rows_per_step}"
+            f"({rows_per_micro_step} x {processes}); got {train.rows_per_step}"
         )
     on_cpu = not torch.cuda.is_available()
     return SFTConfig(
         output_dir=str(run_dir / "state"),
         num_train_epochs=train.epochs,
-        per_device_train_batch_size=train.rows_per_micro_step,
+        per_device_train_batch_size=rows_per_micro_step,
         gradient_accumulation_steps=accumulation,
         learning_rate=train.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(train.schedule, train.schedule),

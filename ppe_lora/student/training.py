@@ -25,10 +25,13 @@ from ppe_lora.student.base import resolve_base
 from ppe_lora.student.callbacks import Checkpoints, EpochEvaluation, TrainLog, epoch_metrics, is_exhausted, keep_best
 from ppe_lora.student.checkpoints import cut_history, newest_checkpoint, step_of
 from ppe_lora.student.collate import Collator, PackedCollator, PaddedCollator, packs_exactly
+from ppe_lora.student.estimate import fitting_rows, free_bytes
 from ppe_lora.student.evaluate import EncodedSplit, encode_split
 from ppe_lora.student.head import LEAST_ROWS, TeachingHeads, fit_teaching_heads, layers_to_try, request_states
 from ppe_lora.student.load import attach_lora, load_base, trainable_parameters
+from ppe_lora.student.machine import bfloat16_supported, model_size
 from ppe_lora.student.measured import peak_memory_bytes, rows_per_s
+from ppe_lora.student.outputs import unembedding_of
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 from ppe_lora.student.trainer import PpeTrainer, sft_config
@@ -133,8 +136,9 @@ def _prepare_folder(recipe: Recipe, inputs: dict[str, Any], run_dir: Path, *, re
 
 def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
     state = processes()
-    config = sft_config(recipe, run_dir, state.num_processes)
     base = resolve_base(recipe.student)
+    rows_per_micro_step = _rows_per_micro_step(recipe, base, run_dir)
+    config = sft_config(recipe, run_dir, state.num_processes, rows_per_micro_step)
     tokenizer = load_tokenizer(base)
     train_rows = read_rows(split_path(data_dir, "train"), recipe.task)
     valid_rows = read_rows(split_path(data_dir, "valid"), recipe.task)
@@ -151,13 +155,14 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
     train_NK = targets_matrix(train_rows, recipe.task)
     packs = packs_exactly(model, train_split.encoded, tokenizer.pad_id)
     collate = _collator(recipe, trie, packs, tokenizer.pad_id)
+    unembedding = unembedding_of(model)
     if not is_exhausted(epoch_metrics(run_dir), recipe):
         with Checkpoints(recipe.train.checkpoint_minutes) as checkpoints:
             evaluation = EpochEvaluation(
                 recipe, run_dir, valid_split, train_NK, tokenizer, trie if packs else None, checkpoints
             )
             trainer = _trainer(model, config, rows, collate, [evaluation, checkpoints], recipe, run_dir)
-            trainer.trie, trainer.spread_K = trie, _spread(train_NK, recipe.task)
+            trainer.trie, trainer.spread_K, trainer.unembedding = trie, _spread(train_NK, recipe.task), unembedding
             trainer.heads = _teaching_heads(model, train_split, recipe, run_dir / "state")
             steps = _total_steps(recipe, len(train_split.rows))
             done = step_of(checkpoint) if checkpoint else 0
@@ -176,6 +181,7 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
         "train_rows_too_long": train_split.too_long,
         "valid_rows_too_long": valid_split.too_long,
         "trainable_parameters": trainable_parameters(model),
+        "rows_per_micro_step": rows_per_micro_step,
         "rows_per_s": rows_per_s(run_dir, recipe.train.rows_per_step),
         "peak_memory_bytes": peak_memory_bytes(state.device),
         "tokenizer": tokenizer.fingerprint(),
@@ -203,6 +209,30 @@ def _teaching_heads(model: PeftModel, split: EncodedSplit, recipe: Recipe, folde
         fit_teaching_heads(states_NLD, layers, targets_matrix(split.rows, recipe.task)).save(folder)
     state.wait_for_everyone()
     return TeachingHeads.load(folder)
+
+
+def _rows_per_micro_step(recipe: Recipe, base: Path, run_dir: Path) -> int:
+    """The recipe's number, or what its `auto` was when the run began: with another one, a resumed run would differ by
+    rounding. Where that does not divide the rows of a step, as there are more processes now, it is found anew."""
+    if recipe.train.rows_per_micro_step != "auto":
+        return recipe.train.rows_per_micro_step
+    state, file = processes(), run_dir / "state" / "rows_per_micro_step.json"
+    own = recipe.train.rows_per_step // state.num_processes
+    if state.is_main_process and not (file.is_file() and own % read_json(file)["rows"] == 0):
+        size = model_size(recipe.student.model_copy(update={"model": str(base)}))
+        assert size is not None  # `base` holds the model's weights
+        rows = fitting_rows(
+            recipe,
+            size,
+            free_bytes(state.device),
+            on_gpu=state.device.type == "cuda",
+            bfloat16=bfloat16_supported(state.device),
+            processes=state.num_processes,
+        )
+        write_json(file, {"rows": rows})
+        console.print(f"train.rows_per_micro_step: auto is {rows} here")
+    state.wait_for_everyone()
+    return int(read_json(file)["rows"])
 
 
 def _checkpoint(run_dir: Path) -> Path | None:

@@ -52,6 +52,8 @@ class ScoreTrie(NamedTuple):
     branches: tuple[Branch, ...]
     children: torch.Tensor
     """(K, M, C) token ids; where fewer than C are legal, any id fills the rest."""
+    tokens: torch.Tensor
+    """(L,) the ids among `children`, ascending: all that is ever read of the logits at a choice."""
     legal: torch.Tensor
     """(M, C) boolean: which children there are."""
     step_choice: torch.Tensor
@@ -206,6 +208,7 @@ def _trie(
         tuple(paths),
         branches,
         ids,
+        ids.unique(),
         legal,
         *_steps(paths, children, choices),
     )

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from transformers import MistralConfig, MistralForCausalLM
 
 from ppe_lora.recipe.schema import Lora
 from ppe_lora.student.load import attach_lora
+from tests.runs import make_data, make_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -38,6 +40,23 @@ def test_every_way_to_train_is_timed(tmp_path, monkeypatch, capsys):
     seconds = json.loads((tmp_path / "train_speed_tiny.json").read_text())["seconds_per_step"]
     assert set(seconds) == {peer.name for peer in module.peers()}
     assert all(len(samples) >= 4 and min(samples) > 0 for samples in seconds.values())
+
+
+def test_padded_and_packed_learn_the_same(speaker, tmp_path, monkeypatch, capsys):
+    """A way that silently takes the other one's path, or other rows, would compare nothing."""
+    module = benchmark("padded_packed")
+    train = "train: {rows_per_step: 8, rows_per_micro_step: 4, learning_rate: 1e-3}"
+    recipe = make_recipe(tmp_path, speaker, train, "evaluate: {latency_rows: 1}")
+    recipe.write_text(recipe.read_text().replace("data: {name: d}", "data: {name: d, source: {kind: generate}}"))
+    monkeypatch.setattr(module, "build_dataset", lambda recipe, folder: make_data(folder, train=20))
+    monkeypatch.setattr(sys, "argv", ["padded_packed.py", "--recipe", str(recipe), "--out", str(tmp_path / "out")])
+    module.main()
+    headline = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert headline["packed_vs_padded"] > 0
+    samples = json.loads((tmp_path / "out" / "padded_packed.json").read_text())["samples"]
+    padded, packed = samples["padded"][0], samples["packed"][0]
+    assert padded["train_rows"] == packed["train_rows"] == 20
+    assert packed["valid_loss"] == pytest.approx(padded["valid_loss"], rel=1e-2)
 
 
 def test_the_ladder_is_made_from_its_raw_predictions():

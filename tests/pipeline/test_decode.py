@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ppe_lora.recipe.schema import Student
+from ppe_lora.student.attention import IMPLEMENTATION
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.collate import PaddedCollator, completion_nll
-from ppe_lora.student.decode import Decoder, answer_token_limit, generate, measure_latency_ms
+from ppe_lora.student.decode import Decoder, _is_argmax, answer_token_limit, generate, measure_latency_ms
 from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
@@ -31,7 +32,7 @@ BUILDERS = {
 
 def decoder_for(folder, task=TASK, slots="answers") -> Decoder:
     tokenizer = load_tokenizer(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=IMPLEMENTATION).eval()
     return Decoder(model, tokenizer, build_trie(task, tokenizer, slots), answer_token_limit(task, tokenizer))
 
 
@@ -183,6 +184,16 @@ def test_latencies_are_of_warm_instructions_and_single_requests(speaker):
     assert len(measure_latency_ms(decoder, rows, forced=True)) == 4
     assert sorted(asked[:2]) == sorted([(rows[0].id, False), (rows[1].id, False)])
     assert asked[2:] == [(row.id, True) for row in rows]
+
+
+def test_a_drafted_token_is_kept_as_arg_max_would_have_it():
+    """Of several largest logits `generate` takes the first: half-precision logits are often equal."""
+    logits = torch.tensor(
+        [[1.0, 3.0, 2.0], [3.0, 3.0, 2.0], [3.0, 3.0, 2.0], [1.0, 2.0, 3.0], [float("nan"), 1.0, 0.0]]
+    )
+    token = torch.tensor([1, 0, 1, 1, 1])
+    expected = logits.argmax(-1) == token
+    assert _is_argmax(logits.clone(), token).tolist() == expected.tolist() == [True, True, False, False, False]
 
 
 def test_values_with_sign_and_decimals(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from ppe_lora.recipe.schema import Data, Lora, Objective, Recipe, Student, Train
 from ppe_lora.student import estimate as estimates
-from ppe_lora.student.estimate import CARDS, Card, estimate, expected_rows, fit_here, need_bytes
+from ppe_lora.student.estimate import CARDS, Card, estimate, expected_rows, fit_here, fitting_rows, need_bytes
 from ppe_lora.student.machine import Size, describe_machine, model_size, quantization_problem
 from tests.tiny import tiny_llama, tiny_mistral3
 
@@ -65,7 +65,8 @@ def test_the_need_is_the_sum_in_the_docstring(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(estimates, "bfloat16_supported", lambda device: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=24e9))
-    recipe = _recipe("mistralai/Mistral-7B-Instruct-v0.3", quantization="nf4", lora=Lora(rank=16))
+    eight = Train(rows_per_micro_step=8)
+    recipe = _recipe("mistralai/Mistral-7B-Instruct-v0.3", eight, quantization="nf4", lora=Lora(rank=16))
     assert fit_here(recipe) == (
         True,
         "mistralai/Mistral-7B-Instruct-v0.3 (nf4) needs about 13.1 of 24.0 GB of GPU memory: "
@@ -103,11 +104,30 @@ def test_speed_by_hand() -> None:
 def test_a_7b_fits_the_cards_it_should() -> None:
     """NF4 with 2 rows on 12 GB; bfloat16 with 16 rows on 80 GB but not on 24 GB."""
     size = Size(7.25e9, 0.27e9)
-    small = need_bytes(_recipe("x", Train(rows_per_micro_step=2), quantization="nf4"), size, on_gpu=True, bfloat16=True)
-    large = need_bytes(_recipe("x", Train(rows_per_micro_step=16)), size, on_gpu=True, bfloat16=True)
+    small = need_bytes(_recipe("x", quantization="nf4"), size, rows=2, on_gpu=True, bfloat16=True)
+    large = need_bytes(_recipe("x"), size, rows=16, on_gpu=True, bfloat16=True)
     memory = {card.name: card.memory for card in CARDS}
     assert small.total < memory["RTX 3060 12 GB"]
     assert memory["RTX 4090"] < large.total < memory["A100 80 GB"]
+
+
+def test_auto_takes_the_rows_that_fit() -> None:
+    """A 7B in NF4 needs 6.4 GB and 0.8 GB for each of 8 rows, 0.2 of the memory stays free; a CPU takes 8 rows."""
+    size = Size(7.25e9, 0.27e9)
+    recipe = _recipe("x", Train(rows_per_step=16), quantization="nf4")
+
+    def rows(free: float, processes: int = 1, of: Recipe = recipe, on_gpu: bool = True) -> int:
+        return fitting_rows(of, size, free, on_gpu=on_gpu, bfloat16=on_gpu, processes=processes)
+
+    need = {count: need_bytes(recipe, size, rows=count, on_gpu=True, bfloat16=True).total for count in (1, 8, 16)}
+    assert rows(need[8] / 0.8 * 1.001) == 8
+    assert rows(need[8] / 0.8 * 0.999) == 4
+    assert rows(need[1] / 2) == 1
+    assert (rows(80e9), rows(80e9, processes=4)) == (16, 4)
+    assert rows(80e9, of=_recipe("x", Train(rows_per_step=12), quantization="nf4")) == 4
+    assert rows(80e9, of=_recipe("x", Train(rows_per_step=16, rows_per_micro_step=8))) == 8
+    assert rows(80e9, on_gpu=False) == 8
+    assert rows(80e9, on_gpu=False, of=_recipe("x", Train(rows_per_step=3))) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from transformers import AutoModelForCausalLM
 
 from ppe_lora.errors import ModelError
 from ppe_lora.recipe.schema import Objective
-from ppe_lora.student.collate import PackedCollator, completion_nll, forward_logits
+from ppe_lora.student.collate import PackedCollator, completion_nll, read
 from ppe_lora.student.decode import Decoded, Decoder
 from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.evaluate import encode_split
-from ppe_lora.student.objective import _weighed_nll, slot_log_probs, training_loss
-from ppe_lora.student.posterior import crps, deviation, mean, quantile
+from ppe_lora.student.objective import _weighed_nll, slot_choices, training_loss
+from ppe_lora.student.outputs import unembedding_of
+from ppe_lora.student.posterior import crps, deviation, leaf_log_probs, mean, quantile
 from ppe_lora.student.read_out import read_answer
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
@@ -54,7 +55,7 @@ def test_one_pass_equals_every_value_scored_as_its_own_text(tmp_path, family):
 @torch.no_grad()
 def one_pass(model, batch, trie) -> torch.Tensor:
     """Log-probabilities of all values of every slot of a pack, as training reads them: (S, V)."""
-    return slot_log_probs(*forward_logits(model, batch), batch, trie)
+    return leaf_log_probs(slot_choices(read(model, batch, slots=True), batch, trie), trie)
 
 
 @torch.no_grad()
@@ -164,6 +165,49 @@ def test_training_and_decoding_read_the_same_distributions(speaker):
     packed = one_pass(model, PackedCollator(trie)(split.batch_rows(trie)), trie)
     decoded = Decoder(model, tokenizer, trie, 40).decode(split.encoded, batch_rows=3)
     torch.testing.assert_close(torch.cat([one.log_p_KV for one in decoded]), packed, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("objective", [Objective(raft=1.0, crps=1.0), Objective(raft=1.0, legal=1.0)])
+def test_reading_legal_tokens_alone_changes_no_loss_and_no_gradient(speaker, objective):
+    """The choices by a dozen rows of the output head instead of all of them, in float64."""
+    tokenizer = load_tokenizer(speaker)
+    model = AutoModelForCausalLM.from_pretrained(speaker).double().eval()
+    trie = build_trie(TASK, tokenizer)
+    batch = PackedCollator(trie)(encode_split(make_rows(3, seed=9), TASK, tokenizer, 512).batch_rows(trie))
+    found = []
+    for unembedding in (None, unembedding_of(model)):
+        model.zero_grad()
+        loss, _ = training_loss(model, batch, objective, trie, torch.ones(2) * 25, unembedding=unembedding)
+        loss.backward()
+        found.append((loss.item(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])))
+    (whole, whole_gradient), (read_alone, gradient) = found
+    assert read_alone == pytest.approx(whole, rel=1e-6)
+    assert (gradient - whole_gradient).norm() <= 1e-5 * whole_gradient.norm()
+    columns = read(model, batch, slots=True, unembedding=unembedding_of(model)).columns
+    assert len(columns) < len(read(model, batch, slots=True).columns)
+
+
+def test_logits_made_in_another_way_are_computed_whole(speaker):
+    """A scale behind the output head, as some families have: reading rows of the head alone would miss it."""
+    model = AutoModelForCausalLM.from_pretrained(speaker)
+    assert unembedding_of(model) is model.lm_head
+    forward = model.forward
+
+    def scaled(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits / 8
+        return output
+
+    model.forward = scaled
+    assert unembedding_of(model) is None
+    tokenizer = load_tokenizer(speaker)
+    rows = encode_rows(make_rows(3, seed=4), TASK, tokenizer, 512).encoded
+    trie = build_trie(TASK, tokenizer)
+    decoded = Decoder(model, tokenizer, trie, 40).decode(rows, batch_rows=3)
+    front = [*rows[0].prompt_ids, *trie.leads[0]]
+    for leaf in (3, 42, 100):
+        expected = by_brute_force(model, front, trie, 0, leaf)
+        assert decoded[0].log_p_KV[0, leaf].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_gradients_of_the_objective(speaker):

@@ -15,10 +15,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ppe_lora.artifacts import read_json
 from ppe_lora.corpus.rows import Row, row_id, split_path, targets_matrix, write_rows
-from ppe_lora.errors import DataError, ModelError, RunError, SelectionError
+from ppe_lora.errors import DataError, Interrupted, ModelError, RunError, SelectionError
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Evaluate
-from ppe_lora.student import callbacks
+from ppe_lora.student import callbacks, training
 from ppe_lora.student.attention import IMPLEMENTATION
 from ppe_lora.student.callbacks import Checkpoints, _divergence, is_exhausted
 from ppe_lora.student.collate import PackedCollator, PaddedCollator, completion_nll, packs_exactly
@@ -129,6 +129,28 @@ def test_micro_steps_do_not_change_the_result(speaker, one_process, tmp_path):
     other = run_in(tmp_path, speaker, TRAIN.format(micro=2), EVALUATE)
     for name, tensor in adapter_of(one_process).items():
         torch.testing.assert_close(adapter_of(other)[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_resumed_run_keeps_its_automatic_rows(speaker, one_process, tmp_path, monkeypatch, capsys):
+    """Less memory is free after a restart than before it: other rows a micro-step would make another adapter."""
+    make_data(tmp_path / "data" / "d", train=60)
+    recipe = load_recipe(make_recipe(tmp_path, speaker, TRAIN.format(micro="auto"), EVALUATE))
+    run = tmp_path / "checkpoints" / "run"
+
+    def stopped(*_):
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(training, "fitting_rows", lambda *_, **__: 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "attach_lora", stopped)
+        with pytest.raises(Interrupted):
+            train(recipe, tmp_path / "data" / "d", run)
+    monkeypatch.setattr(training, "fitting_rows", lambda *_, **__: 1)
+    train(recipe, tmp_path / "data" / "d", run, resume=True)
+    assert read_json(run / "manifest.json")["rows_per_micro_step"] == 4
+    assert capsys.readouterr().out.count("train.rows_per_micro_step: auto is 4 here") == 1
+    for name, tensor in adapter_of(one_process).items():
+        assert torch.equal(adapter_of(run)[name], tensor)
 
 
 def test_two_processes_train_the_same_and_score_each_row_once(speaker, one_process, tmp_path):
@@ -276,7 +298,7 @@ def test_steps_that_cannot_be_divided_are_refused():
 
     recipe = load_recipe(REPOSITORY / "recipes" / "demo.yaml")
     with pytest.raises(RunError, match=r"expected a multiple of rows_per_micro_step x processes \(2 x 3\); got 2"):
-        sft_config(recipe, Path("checkpoints/demo"), 3)
+        sft_config(recipe, Path("checkpoints/demo"), 3, 2)
 
 
 def test_a_token_loss_that_misleads_is_pointed_out():

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import httpx2
 
@@ -19,17 +20,40 @@ _BY_OWNER: Mapping[str, type[Engine]] = {"vllm": Vllm, "llamacpp": LlamaCpp}
 _CHECK_S = 15.0
 
 
-def find_engine(url: str, model: str) -> type[Engine] | None:
+class Found(NamedTuple):
+    """An engine at an address, and how many requests at once it is good for."""
+
+    kind: type[Engine]
+    concurrent: int
+
+
+def find_engine(url: str, model: str) -> Found | None:
     """Which engine serves a model, by what its list of models says; None for one that gives text only.
 
     Args:
         url: Where the model is served (see `chat.check_engine`).
         model: Its name there.
+
+    Raises:
+        EngineError: It does not answer as such an engine does.
     """
     if not url.rstrip("/").endswith("/v1"):  # behind something that moves paths: only chat is known to be there
         return None
     listed = httpx2.get(f"{url.rstrip('/')}/models", timeout=_CHECK_S).json()["data"]
-    return next((_BY_OWNER.get(str(one.get("owned_by"))) for one in listed if one["id"] == model), None)
+    kind = next((_BY_OWNER.get(str(one.get("owned_by"))) for one in listed if one["id"] == model), None)
+    if kind is None:
+        return None
+
+    async def concurrent() -> int:
+        async with kind(_root(url), model, _CHECK_S) as engine:
+            await engine.check()
+            return engine.concurrent
+
+    return Found(kind, asyncio.run(concurrent()))
+
+
+def _root(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
 
 
 class EngineBackend:
@@ -38,18 +62,22 @@ class EngineBackend:
     Args:
         task: What it is asked.
         reader: The model's prompts and read-out.
-        engine: The server; it is closed with the backend.
+        found: The engine.
+        url: Its address, with `/v1`.
+        model: The model's name there.
         settings: Time limit, and how many requests may be under way.
     """
 
     kind = "engine"
 
-    def __init__(self, task: ScoresTask, reader: Reader, engine: Engine, settings: Settings) -> None:
+    def __init__(
+        self, task: ScoresTask, reader: Reader, found: Found, url: str, model: str, settings: Settings
+    ) -> None:
         self.task = task
         self._reader = reader
-        self._engine = engine
+        self._engine = found.kind(_root(url), model, settings.answer_timeout_s)
         self._room = Room(settings.queue_rows)
-        self._slots = asyncio.Semaphore(engine.concurrent)
+        self._slots = asyncio.Semaphore(found.concurrent)
         self._timeout_s = settings.answer_timeout_s
 
     async def answer(self, asks: list[Ask]) -> list[Reply]:

@@ -166,7 +166,7 @@ def _open_engine(source: Source, url: str, contract: Contract | None, asked: Con
                 markup=False,
             )
     reader = Reader(contract, _tokenizer(place), calibration)
-    return EngineBackend(contract.task, reader, engine(url.rstrip("/").removesuffix("/v1"), model), settings)
+    return EngineBackend(contract.task, reader, engine, url, model, settings)
 
 
 def _tokenizer(place: Path) -> "StudentTokenizer":

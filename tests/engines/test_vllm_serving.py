@@ -49,9 +49,9 @@ def test_vllm_answers_as_our_decoder_does(exported: EngineRun, tmp_path: Path, s
     command = [run.folder / "vllm" / script, *OPTIONS]
     with serving(command, Vllm, run.recipe.name, tmp_path / "server.log", ENVIRONMENT) as url:
         engine = Vllm(url, run.recipe.name, 1800)
-        texts = asyncio.run(read(engine, run.prompts, task, run.tokenizer, None))
-        engine = Vllm(url, run.recipe.name, 1800)
         means = asyncio.run(read(engine, run.prompts[:MEANS], task, run.tokenizer, run.trie))
+        engine = Vllm(url, run.recipe.name, 1800)
+        texts = means + asyncio.run(read(engine, run.prompts[MEANS:], task, run.tokenizer, None))
         request = next(row.request for row in run.rows if not row.context)
         told = ask_client(run.folder / "vllm", url, run.recipe.name, request)
         served = ask_in_front(run.folder, url, run.recipe.name, run.rows[:IN_FRONT])

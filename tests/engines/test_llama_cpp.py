@@ -80,7 +80,9 @@ def test_llama_cpp_in_float32_answers_as_our_decoder_does(exported: EngineRun, t
 def test_smaller_types_lose_little(exported: EngineRun, tmp_path: Path, kind: str) -> None:
     run, task = exported, exported.recipe.task
     environment = {**ENVIRONMENT, "TYPE": kind}
-    with serving([run.folder / "gguf" / "serve.sh"], LlamaCpp, f"demo-{kind}", tmp_path / "log", environment) as url:
+    # Its code for AMX crashes with Q8_0 on some virtual machines.
+    command = [run.folder / "gguf" / "serve.sh", "--no-repack"]
+    with serving(command, LlamaCpp, f"demo-{kind}", tmp_path / "log", environment) as url:
         texts = asyncio.run(read(LlamaCpp(url, f"demo-{kind}", 1800), run.prompts, task, run.tokenizer, None))
     before, after = (run.mse_norm([one.text for one in readings]) for readings in (run.readings, texts))
     print(json.dumps({"llama.cpp": kind, "mse_norm": [before, after], "greedy": compare(run.readings, texts, task)}))

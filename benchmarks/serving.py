@@ -1,6 +1,6 @@
 """Serving: our decoder against `generate` behind the same API, alone and under load. Real processes, real HTTP.
 
-    python benchmarks/serving.py [--quick] [--out DIR] [--model tiny|smollm2-135m] [--folder EXPORTED]
+    python benchmarks/serving.py [--quick] [--out DIR] [--model tiny|smollm2-135m] [--folder EXPORTED] [--seconds S]
 
 The model is first taught the answer's format for a few steps (see decode_speed.py) and saved, unless an exported folder
 is given, such as checkpoints/demo/merged. It is served twice: by `ppe-lora serve`, and by the same application around
@@ -35,6 +35,7 @@ import torch
 from decode_speed import TASK, load, make_requests, make_rows, teach_format
 
 from ppe_lora.export.contract import Contract, read_contract, write_contract
+from ppe_lora.export.parity import write_certificate
 from ppe_lora.serving.backend import ApiError, Ask, Reply
 from ppe_lora.serving.batching import Batcher
 from ppe_lora.serving.local import load_merged
@@ -55,8 +56,9 @@ class GenerateBackend:
     waiting = 0
 
     def __init__(self, folder: Path) -> None:
-        _, contract, self._model, self._tokenizer, _ = load_merged(folder, read_contract(folder))
-        self.task = contract.task
+        loaded = load_merged(folder, read_contract(folder))
+        self._model, self._tokenizer = loaded.model, loaded.tokenizer
+        self.task = loaded.contract.task
         self._limit = answer_token_limit(self.task, self._tokenizer)
         self._batcher: Batcher[Ask, Reply] = Batcher(self._decode, 1, 256, threading.Lock())
 
@@ -136,32 +138,33 @@ class Load(NamedTuple):
 
 
 async def load_test(url: str, requests: Sequence[str], seconds: float, process: psutil.Process) -> Load:
-    """Every client asks again as soon as it is answered."""
+    """Every client asks again as soon as it is answered; each has a connection of its own."""
     load = Load(seconds, [], [], [], [])
-    end = time.perf_counter() + seconds
 
-    async def client(number: int) -> None:
-        async with httpx2.AsyncClient(base_url=url, timeout=120) as http:
-            at = number
-            while time.perf_counter() < end:
-                request = requests[at % len(requests)]
-                at += CLIENTS + 1
-                began = time.perf_counter()
-                response = await http.post("/api/interpreter", json={"request": request})
-                load.latencies_ms.append((time.perf_counter() - began) * 1000)
-                if response.status_code == 200:
-                    load.answers.append((request, response.json()["parameters"]))
-                else:
-                    load.errors.append(f"{response.status_code} {response.text[:200]}")
+    async def client(number: int, http: httpx2.AsyncClient, end: float) -> None:
+        at = number
+        while time.perf_counter() < end:
+            request = requests[at % len(requests)]
+            at += CLIENTS + 1
+            began = time.perf_counter()
+            response = await http.post("/api/interpreter", json={"request": request})
+            load.latencies_ms.append((time.perf_counter() - began) * 1000)
+            if response.status_code == 200:
+                load.answers.append((request, response.json()["parameters"]))
+            else:
+                load.errors.append(f"{response.status_code} {response.text[:200]}")
 
-    async def watch() -> None:
+    async def watch(end: float) -> None:
         while time.perf_counter() < end:
             memory = process.memory_info()
             load.memory_mb.append((memory.rss - memory.shared) / 2**20)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(seconds / 120)
 
-    began = time.perf_counter()
-    await asyncio.gather(watch(), *map(client, range(CLIENTS)))
+    limits = httpx2.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
+    async with httpx2.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
+        began = time.perf_counter()
+        end = began + seconds
+        await asyncio.gather(watch(end), *(client(number, http, end) for number in range(CLIENTS)))
     return load._replace(seconds=time.perf_counter() - began)
 
 
@@ -174,6 +177,7 @@ def prepare(kind: str, folder: Path) -> Path:
         tokenizer.save(folder)
     contract = Contract(name=kind, task=TASK, slots="answers", read_out="posterior_mean", max_tokens=512)
     write_contract(folder, contract)
+    write_certificate(folder, [], [])
     return folder
 
 
@@ -184,6 +188,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--model", default="tiny", choices=["tiny", "smollm2-135m"])
     parser.add_argument("--folder", type=Path, help="an exported model to serve, instead of teaching one")
+    parser.add_argument("--seconds", type=float, help="of load; by default 60, with --quick 20")
     parser.add_argument("--generate", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.generate:
@@ -196,13 +201,15 @@ def main() -> None:
         requests = [row.request for row in make_requests(232 if asked.quick else 264)[TAUGHT_REQUESTS:]]
         ours = ("-m", "ppe_lora", "serve", str(folder), "--port", "0", "--answer-timeout", "120")
         with started(*ours) as (url, process), started(__file__, "--generate", str(folder)) as (plain, _):
-            alone, samples = measure_alone(url, plain, requests)
-            loaded = asyncio.run(load_test(url, requests, 20.0 if asked.quick else 60.0, process))
-    report(name, asked.out, alone, samples, loaded)
+            alone, samples, invalid = measure_alone(url, plain, requests)
+            seconds = asked.seconds or (20.0 if asked.quick else 60.0)
+            loaded = asyncio.run(load_test(url, requests, seconds, process))
+    report(name, asked.out, alone, samples, invalid, loaded)
 
 
-def measure_alone(url: str, plain: str, requests: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Answers of our server one at a time, and both servers' latencies, in turn."""
+def measure_alone(url: str, plain: str, requests: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[float]], int]:
+    """Answers of our server one at a time, both servers' latencies, in turn, and how many of `generate`'s were none."""
+    invalid = 0
     samples: dict[str, list[float]] = {"ours": [], "generate": []}
     alone: dict[str, Any] = {}
     with httpx2.Client(base_url=url, timeout=120) as first, httpx2.Client(base_url=plain, timeout=120) as second:
@@ -213,12 +220,14 @@ def measure_alone(url: str, plain: str, requests: Sequence[str]) -> tuple[dict[s
             samples["ours"].append(taken)
             if number < len(requests) // 2:  # it is the slower one
                 taken, answer = ask(second, request)
-                if answer is not None:
-                    samples["generate"].append(taken)
-    return alone, samples
+                samples["generate"].append(taken)
+                invalid += answer is None
+    return alone, samples, invalid
 
 
-def report(name: str, out: Path, alone: dict[str, Any], samples: dict[str, list[float]], loaded: Load) -> None:
+def report(
+    name: str, out: Path, alone: dict[str, Any], samples: dict[str, list[float]], invalid: int, loaded: Load
+) -> None:
     """Print the table and the headline, and keep the samples."""
     furthest = [max(abs(answer[key] - alone[request][key]) for key in answer) for request, answer in loaded.answers]
     p50 = {name: statistics.median(values) for name, values in samples.items()}
@@ -232,6 +241,8 @@ def report(name: str, out: Path, alone: dict[str, Any], samples: dict[str, list[
         "cpus": len(os.sched_getaffinity(0)),
         "ours_p50_ms": round(p50["ours"], 1),
         "generate_p50_ms": round(p50["generate"], 1),
+        "generate_answers": len(samples["generate"]),
+        "generate_invalid": invalid,
         "batch1_vs_generate": round(p50["generate"] / p50["ours"], 2),
         "load_seconds": round(loaded.seconds, 1),
         "load_requests": len(loaded.latencies_ms),

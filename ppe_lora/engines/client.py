@@ -29,7 +29,7 @@ class Engine(ABC):
     """A serving engine at a URL. Use as an asynchronous context manager, or call `close`."""
 
     concurrent: int
-    """How many requests at once it is good for."""
+    """How many requests at once it is good for; `check` may learn more."""
 
     def __init__(self, url: str, model: str, timeout_s: float = 120.0) -> None:
         """

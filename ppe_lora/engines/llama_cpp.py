@@ -17,7 +17,12 @@ class LlamaCpp(Engine):
     """A `llama-server`."""
 
     concurrent = 1
-    # More than it has slots for, one by default, and some wait for ever: it serves the newest before those that wait.
+
+    async def check(self) -> None:
+        """See `Engine.check`. Afterwards as many requests are sent at once as the server has slots: it computes them
+        together. With more, some would wait for ever, since it serves the newest before those that wait."""
+        await super().check()
+        self.concurrent = int((await self._get("/props"))["total_slots"])
 
     async def guided_text(self, prompt_ids: Sequence[int], gbnf: str, max_tokens: int) -> str:
         found = await self._post(

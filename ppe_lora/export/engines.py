@@ -23,7 +23,7 @@ from ppe_lora.recipe.schema import Engine
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 
-_FORMAT = 1  # of the folders; raise it when what is written into them changes
+_FORMAT = 2  # of the folders; raise it when what is written into them changes
 
 
 def export_for_engines(recipe: Recipe, run_dir: Path) -> None:

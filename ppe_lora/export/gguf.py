@@ -19,6 +19,8 @@ from ppe_lora.student.tokenizer import StudentTokenizer
 _CONVERTER_TYPES = ("f32", "f16", "bf16", "q8_0")
 """What the converter writes by itself; the other types are quantized from float32."""
 _SHOWN_LINES = 15
+_SLOTS = 4
+"""Requests that the server computes together, each with a context of its own."""
 # llama.cpp keeps keys and values in half precision by default, which in float32 changed two answers of a hundred.
 _SERVE = """\
 # llama.cpp serves the model. Another type: TYPE=f16 ./serve.sh; further options go behind: ./serve.sh --port 8001
@@ -26,7 +28,8 @@ type="${TYPE:-{{ first_type }}}"
 model="{{ name }}-$type"
 cache=f16
 if [ "$type" = f32 ]; then cache=f32; fi
-exec "${LLAMA_SERVER:-llama-server}" --model "$model.gguf" --alias "$model" --ctx-size {{ context }} \\
+exec "${LLAMA_SERVER:-llama-server}" --model "$model.gguf" --alias "$model" \\
+  --parallel {{ slots }} --ctx-size {{ context }} \\
   --cache-type-k "$cache" --cache-type-v "$cache" "$@"
 """
 
@@ -96,8 +99,8 @@ def write_gguf(recipe: Recipe, merged: Path, tokenizer: StudentTokenizer, folder
         convert(tools, merged, tokenizer, folder / weights, kind)
         write_text(folder / f"Modelfile-{kind}", write_modelfile(weights, template, instructions, stop, limit))
     write_text(folder / "answer.gbnf", answer_gbnf(task) + "\n")
-    context = recipe.student.max_tokens + limit
-    write_script(folder / "serve.sh", _SERVE, name=recipe.name, first_type=types[0], context=context)
+    context = _SLOTS * (recipe.student.max_tokens + limit)
+    write_script(folder / "serve.sh", _SERVE, name=recipe.name, first_type=types[0], slots=_SLOTS, context=context)
     write_client(folder, "client.py", task, f"{recipe.name}-{types[0]}", limit, {"grammar": answer_gbnf(task)})
 
 

@@ -68,9 +68,8 @@ async def read(
         EngineError: The server cannot be reached, or does not answer as asked.
     """
     gbnf, limit = answer_gbnf(task), answer_token_limit(task, tokenizer)
-    slots = asyncio.Semaphore(engine.concurrent)
 
-    async def one(prompt: Sequence[int]) -> Reading:
+    async def one(prompt: Sequence[int], slots: asyncio.Semaphore) -> Reading:
         async with slots:
             text = await engine.guided_text(prompt, gbnf, limit)
             means = None if trie is None else await _means(engine, prompt, task, trie)
@@ -79,7 +78,8 @@ async def read(
 
     async with engine:
         await engine.check()
-        return list(await asyncio.gather(*map(one, prompts)))
+        slots = asyncio.Semaphore(engine.concurrent)
+        return list(await asyncio.gather(*(one(prompt, slots) for prompt in prompts)))
 
 
 def prove_node(folder: Path, task: ScoresTask) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a registered model is to the API, whichever way it computes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from ppe_lora.tasks.scores import Language, ScoresTask
@@ -78,3 +79,30 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """What goes with it."""
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+
+
+class Room:
+    """How many requests may be under way at an engine elsewhere, which has a queue of its own.
+
+    Args:
+        rows: The most; more are refused.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self.used = 0
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        """Take room for requests, or refuse all of them.
+
+        Raises:
+            ApiError: There is not enough.
+        """
+        if self.used + count > self._rows:
+            raise ApiError(503, "overloaded", "too many requests are under way; try again", retry_after_s=1)
+        self.used += count
+        try:
+            yield
+        finally:
+            self.used -= count

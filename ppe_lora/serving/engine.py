@@ -1,88 +1,106 @@
-"""A model behind an engine's OpenAI-compatible address (vLLM, llama.cpp, Ollama): greedy JSON, held to its schema."""
+"""A model behind vLLM or llama.cpp: the recipe's read-out, from the distribution of every score, read over HTTP."""
 
 import asyncio
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Throttled, Unavailable
-from ppe_lora.corpus.teachers.llm.openai_compatible import OpenAICompatibleEndpoint
-from ppe_lora.corpus.teachers.llm.reader import answer_schema
-from ppe_lora.export.contract import Contract
-from ppe_lora.serving.backend import ApiError, Ask, Reply
+import httpx2
+
+from ppe_lora.engines.client import Engine
+from ppe_lora.engines.llama_cpp import LlamaCpp
+from ppe_lora.engines.read_out import decode
+from ppe_lora.engines.vllm import Vllm
+from ppe_lora.errors import EngineError
+from ppe_lora.serving.backend import ApiError, Ask, Reply, Room
+from ppe_lora.serving.reading import Reader
 from ppe_lora.serving.settings import Settings
-from ppe_lora.tasks.scores import Rejected
+from ppe_lora.tasks.scores import ScoresTask
 
-_MAX_TOKENS = 256
-"""An engine that cannot be held to a schema is cut here."""
+_BY_OWNER: Mapping[str, type[Engine]] = {"vllm": Vllm, "llamacpp": LlamaCpp}
+_CHECK_S = 15.0
 
 
-def check_engine(url: str, model: str) -> None:
-    """See that the engine answers and serves the model.
+class Found(NamedTuple):
+    """An engine at an address, and how many requests at once it is good for."""
+
+    kind: type[Engine]
+    concurrent: int
+
+
+def find_engine(url: str, model: str) -> Found | None:
+    """Which engine serves a model, by what its list of models says; None for one that gives text only.
+
+    Args:
+        url: Where the model is served (see `chat.check_engine`).
+        model: Its name there.
 
     Raises:
-        PpeError: It does not; the message says what to do.
+        EngineError: It does not answer as such an engine does.
     """
+    if not url.rstrip("/").endswith("/v1"):  # behind something that moves paths: only chat is known to be there
+        return None
+    listed = httpx2.get(f"{url.rstrip('/')}/models", timeout=_CHECK_S).json()["data"]
+    kind = next((_BY_OWNER.get(str(one.get("owned_by"))) for one in listed if one["id"] == model), None)
+    if kind is None:
+        return None
 
-    async def check() -> None:
-        endpoint = OpenAICompatibleEndpoint(url)
-        try:
-            await endpoint.check(model)
-        finally:
-            await endpoint.close()
+    async def concurrent() -> int:
+        async with kind(_root(url), model, _CHECK_S) as engine:
+            await engine.check()
+            return engine.concurrent
 
-    asyncio.run(check())
+    return Found(kind, asyncio.run(concurrent()))
+
+
+def _root(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
 
 
 class EngineBackend:
-    """Asks an engine what our own decoder would be asked. Only text comes back, so there are no distributions.
+    """Reads from an engine what our own decoder would read in this process, but for the head, which no engine has.
 
     Args:
-        contract: The task, and the instruction the model was trained with.
-        url: The engine's address, as a rule with `/v1`.
-        model: Its name there.
+        task: What it is asked.
+        reader: The model's prompts and read-out.
+        found: The engine.
+        url: Its address, with `/v1`.
+        model: The model's name there.
         settings: Time limit, and how many requests may be under way.
     """
 
     kind = "engine"
 
-    def __init__(self, contract: Contract, url: str, model: str, settings: Settings) -> None:
-        self.task = contract.task
-        self._url = url
-        self._model = model
-        self._room = settings.queue_rows
-        self.waiting = 0
-        self._endpoint = OpenAICompatibleEndpoint(url, timeout_s=settings.answer_timeout_s)
+    def __init__(
+        self, task: ScoresTask, reader: Reader, found: Found, url: str, model: str, settings: Settings
+    ) -> None:
+        self.task = task
+        self._reader = reader
+        self._engine = found.kind(_root(url), model, settings.answer_timeout_s)
+        self._room = Room(settings.queue_rows)
+        self._slots = asyncio.Semaphore(found.concurrent)
+        self._timeout_s = settings.answer_timeout_s
 
     async def answer(self, asks: list[Ask]) -> list[Reply]:
         """See `Backend.answer`."""
-        if self.waiting + len(asks) > self._room:
-            raise ApiError(503, "overloaded", "too many requests are under way; try again", retry_after_s=1)
-        self.waiting += len(asks)
-        try:
-            return list(await asyncio.gather(*map(self._answer, asks)))
-        finally:
-            self.waiting -= len(asks)
+        prompts = [self._reader.prompt(ask) for ask in asks]
+        with self._room.taken(len(asks)):
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    return list(await asyncio.gather(*map(self._answer, prompts)))
+            except TimeoutError:
+                raise ApiError(504, "timeout", f"no answer within {self._timeout_s:g} s", retry_after_s=1) from None
+            except EngineError as error:
+                raise ApiError(502, "engine_error", "the model's engine does not answer", retry_after_s=1) from error
 
-    async def _answer(self, ask: Ask) -> Reply:
-        question = Question(
-            model=self._model,
-            messages=tuple(self.task.messages(ask.request, ask.language, ask.context)),
-            sampling={"temperature": 0.0, "max_tokens": _MAX_TOKENS},
-            answer_schema=answer_schema(self.task),
-        )
-        try:
-            reply = await self._endpoint.ask(question)
-        except Throttled as error:
-            raise ApiError(
-                503, "overloaded", "the model's engine asks to wait", int(error.retry_after_s or 1)
-            ) from error
-        except Unavailable as error:
-            raise ApiError(502, "engine_error", "the model's engine does not answer", retry_after_s=1) from error
-        except Refused as error:
-            raise ApiError(502, "engine_error", "the model's engine refused the request") from error
-        outcome = self.task.parse(reply.text)
-        if isinstance(outcome, Rejected):
-            raise ApiError(502, "engine_error", f"the model's engine gave no valid answer: {outcome.reason.value}")
-        parameters = {key: self.task.round(value) for key, value in zip(self.task.keys, outcome.values, strict=True)}
-        return Reply(parameters, None, False, reply.prompt_tokens, reply.completion_tokens)
+    async def _answer(self, prompt: list[int]) -> Reply:
+        async with self._slots:
+            decoded = await decode(self._engine, prompt, self._reader.trie)
+        return self._reader.reply(len(prompt), self._reader.read(decoded))
+
+    @property
+    def waiting(self) -> int:
+        """How many requests are under way."""
+        return self._room.used
 
     def is_alive(self) -> bool:
         """See `Backend.is_alive`. The engine may come back at any time."""
@@ -90,4 +108,4 @@ class EngineBackend:
 
     async def close(self) -> None:
         """See `Backend.close`."""
-        await self._endpoint.close()
+        await self._engine.close()

@@ -10,23 +10,23 @@ import torch
 
 from ppe_lora.corpus.rows import Row
 from ppe_lora.errors import ModelError
-from ppe_lora.evaluation.calibration import Calibration, read_calibration
+from ppe_lora.evaluation.calibration import Calibration
 from ppe_lora.export.contract import Contract
 from ppe_lora.export.parity import check_files
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import Student
-from ppe_lora.serving.backend import ApiError, Ask, Reply, Spread
+from ppe_lora.serving.backend import ApiError, Ask, Reply
 from ppe_lora.serving.batching import Batcher, QueueFull
+from ppe_lora.serving.reading import Reader, find_calibration
 from ppe_lora.serving.settings import Settings
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.collate import packs_exactly
-from ppe_lora.student.decode import Decoder, answer_token_limit
+from ppe_lora.student.decode import Decoder
 from ppe_lora.student.encode import EncodedRow, encode_rows
 from ppe_lora.student.head import Head
 from ppe_lora.student.load import StudentModel, load_adapter, load_base
-from ppe_lora.student.read_out import Reading, read_answer
+from ppe_lora.student.read_out import Reading
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
-from ppe_lora.student.trie import build_trie
 from ppe_lora.tasks.scores import Language
 
 DEVICE = threading.Lock()
@@ -96,13 +96,11 @@ class LocalBackend:
             ModelError: The tokenizer does not write scores as the decoder needs, or the model does not compute packed
                 rows exactly, so that answers cannot be forced.
         """
-        self.kind, self._contract, self._model, self._tokenizer, self._calibration, head = loaded
+        self.kind, self._contract, self._model, self._tokenizer, calibration, head = loaded
         self.task = self._contract.task
         self._timeout_s = settings.answer_timeout_s
-        self._trie = build_trie(self.task, self._tokenizer, self._contract.slots)
-        limit = answer_token_limit(self.task, self._tokenizer)
-        self._longest = self._contract.max_tokens - limit
-        self._decoder = Decoder(self._model, self._tokenizer, self._trie, limit, head)
+        self._reader = Reader(self._contract, self._tokenizer, calibration)
+        self._decoder = Decoder(self._model, self._tokenizer, self._reader.trie, self._reader.limit, head)
         self._instruction: dict[Language, list[int]] = {}
         for language in _PROBES:
             self._instruction[language] = self._check(language)
@@ -131,25 +129,15 @@ class LocalBackend:
     @torch.inference_mode()
     def _decode(self, rows: Sequence[EncodedRow]) -> list[Reading]:
         decoded = self._decoder.decode(rows, batch_rows=len(rows), forced=True)
-        return [
-            read_answer(one, self.task, self._tokenizer, self._trie, self._contract.read_out, self._calibration)
-            for one in decoded
-        ]
+        return list(map(self._reader.read, decoded))
 
     def encode(self, ask: Ask) -> EncodedRow:
         """The prompt of a request.
 
         Raises:
-            ApiError: It contains the model's special tokens, or is longer than the rows the model was trained on.
+            ApiError: See `Reader.prompt`.
         """
-        try:
-            ids = self._tokenizer.prompt_ids(self.task.messages(ask.request, ask.language, ask.context))
-        except ModelError as error:
-            reason = str(error).removeprefix(f"{self._tokenizer.folder}: ")
-            raise ApiError(422, "invalid_request_error", f"request: {reason}") from error
-        if len(ids) > self._longest:
-            said = f"request: expected at most {self._longest} tokens, as in training; got {len(ids)}"
-            raise ApiError(422, "invalid_request_error", said)
+        ids = self._reader.prompt(ask)
         instruction = self._instruction[ask.language]
         # A tokenizer may join the instruction's end with the request's beginning: such a request is encoded whole.
         shared = len(instruction) if ids[: len(instruction)] == instruction and len(ids) > len(instruction) else 0
@@ -170,14 +158,7 @@ class LocalBackend:
         finally:
             for future in futures:
                 future.cancel()  # what is still waiting, nobody waits for
-        return [self._reply(row, reading) for row, reading in zip(rows, readings, strict=True)]
-
-    def _reply(self, row: EncodedRow, reading: Reading) -> Reply:
-        parameters = dict(zip(self.task.keys, reading.values_K, strict=True))
-        spreads = map(Spread, reading.sd_K, reading.low_K, reading.high_K)
-        answered = len(self._trie.completion(reading.values_K))
-        spread = dict(zip(self.task.keys, spreads, strict=True))
-        return Reply(parameters, spread, self._calibration is not None, len(row.prompt_ids), answered)
+        return [self._reader.reply(len(row.prompt_ids), reading) for row, reading in zip(rows, readings, strict=True)]
 
     @property
     def waiting(self) -> int:
@@ -198,8 +179,9 @@ def _device() -> torch.device:
 
 
 def _calibration(folder: Path, contract: Contract) -> Calibration | None:
-    path = folder / "calibration.json"
-    calibration = read_calibration(path, contract.task) if path.is_file() else None
+    calibration = find_calibration(folder, contract.task)
     if calibration is not None and calibration.uses_head and Head.load(folder) is None:
-        raise ModelError(f"{folder}: expected the head that {path.name} uses; got none; run `ppe-lora evaluate RECIPE`")
+        raise ModelError(
+            f"{folder}: expected the head that calibration.json uses; got none; run `ppe-lora evaluate RECIPE`"
+        )
     return calibration

@@ -4,18 +4,24 @@ checkpoints/demo                          a run: its merged weights, or else its
 checkpoints/demo/merged                   an exported folder; nothing else of the run is needed
 base=smollm2-135m                         a model without tuning, asked the task of the first one
 fast=checkpoints/demo@http://host:8000/v1#demo    the task of the folder, answered by vLLM, llama.cpp or Ollama
+
+vLLM and llama.cpp give the read-out that the recipe names, by the folder's tokenizer and calibration; others give text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from ppe_lora.console import console
 from ppe_lora.errors import ServeError
 from ppe_lora.export.contract import FILE_NAME, Contract, contract_of, read_contract
 from ppe_lora.recipe.load import load_recipe
 from ppe_lora.serving.backend import Backend
 from ppe_lora.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from ppe_lora.student.tokenizer import StudentTokenizer
 
 
 class Source(NamedTuple):
@@ -100,28 +106,27 @@ def open_models(
 
 def _contract(place: Path) -> Contract | None:
     """The contract of a run or of an exported folder; None for anything else."""
-    if (place / FILE_NAME).is_file():
-        return read_contract(place)
-    if (place / "merged" / FILE_NAME).is_file():
-        return read_contract(place / "merged")
+    if (exported := _exported(place)) is not None:
+        return read_contract(exported)
     if (place / "config.yaml").is_file():
         return contract_of(load_recipe(place / "config.yaml"))
     return None
 
 
+def _exported(place: Path) -> Path | None:
+    """The folder of a place that has a contract: itself, or a run's merged weights."""
+    return next((folder for folder in (place, place / "merged") if (folder / FILE_NAME).is_file()), None)
+
+
 def _open(named: Named, settings: Settings, observe: Callable[[int], None]) -> Backend:
     source, contract, asked = named
     if source.url:
-        from ppe_lora.serving.engine import EngineBackend, check_engine
-
-        model = source.engine_model or asked.name
-        check_engine(source.url, model)
-        return EngineBackend(asked, source.url, model, settings)
+        return _open_engine(source, source.url, contract, asked, settings)
 
     from ppe_lora.serving import local
 
     place = Path(source.place)
-    merged = next((folder for folder in (place, place / "merged") if (folder / FILE_NAME).is_file()), None)
+    merged = _exported(place)
     if contract is None:
         loaded = local.load_untuned(source.place, asked)
     elif merged is not None:
@@ -129,3 +134,49 @@ def _open(named: Named, settings: Settings, observe: Callable[[int], None]) -> B
     else:
         loaded = local.load_run(place, load_recipe(place / "config.yaml"), contract)
     return local.LocalBackend(loaded, settings, observe)
+
+
+def _open_engine(source: Source, url: str, contract: Contract | None, asked: Contract, settings: Settings) -> Backend:
+    """A model behind an address, and a word on what it answers with where that is not what the recipe names."""
+    from ppe_lora.serving.chat import ChatBackend, check_engine
+    from ppe_lora.serving.engine import EngineBackend, find_engine
+
+    model = source.engine_model or asked.name
+    check_engine(url, model)
+    engine = find_engine(url, model) if contract is not None else None
+    if contract is None or engine is None:
+        if asked.read_out != "greedy":
+            console.print(
+                f"{url}: {model} answers with greedy text, not the {asked.read_out} of {asked.name}: neither vLLM nor "
+                "llama.cpp at an address that ends in /v1, or no folder with its tokenizer",
+                markup=False,
+            )
+        return ChatBackend(asked, url, model, settings)
+
+    from ppe_lora.serving.reading import Reader, find_calibration
+
+    place = Path(source.place)
+    calibration = find_calibration(_exported(place) or place, contract.task)
+    if calibration is not None and calibration.uses_head:
+        calibration = None
+        if contract.read_out == "calibrated":
+            console.print(
+                f"{url}: {model} answers with the posterior mean, uncorrected: the calibration of {contract.name} uses "
+                "the head, which only our own decoder reads (evaluate.head=false makes one without)",
+                markup=False,
+            )
+    reader = Reader(contract, _tokenizer(place), calibration)
+    return EngineBackend(contract.task, reader, engine, url, model, settings)
+
+
+def _tokenizer(place: Path) -> "StudentTokenizer":
+    from ppe_lora.student.base import resolve_tokenizer
+    from ppe_lora.student.tokenizer import load_tokenizer
+    from ppe_lora.student.tokenizer_files import tokenizer_files
+
+    exported = _exported(place)
+    if exported is None:
+        return load_tokenizer(resolve_tokenizer(load_recipe(place / "config.yaml").student))
+    if not tokenizer_files(exported):
+        raise ServeError(f"{place}: expected the model's tokenizer; got none; name the run, or its merged/ folder")
+    return load_tokenizer(exported)

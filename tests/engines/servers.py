@@ -10,8 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx2
+
+from ppe_lora.corpus.rows import Row
 from ppe_lora.engines.client import Engine
 from ppe_lora.errors import EngineError
+from tests import serving as own_server
 from tests.teacher_servers import free_port
 
 READY_S = 1200
@@ -66,3 +70,12 @@ def ask_client(folder: Path, url: str, model: str, request: str) -> dict[str, fl
     assert done.returncode == 0, done.stderr
     scores: dict[str, float] = json.loads(done.stdout)
     return scores
+
+
+def ask_in_front(folder: Path, url: str, model: str, rows: Sequence[Row]) -> list[dict[str, float]]:
+    """What `ppe-lora serve FOLDER@URL` answers to rows' requests."""
+    with own_server.serving(f"m={folder}@{url}/v1#{model}", answer_timeout_s=1800.0) as running:
+        asked = [{"request": row.request, "language": row.language, "context": row.context} for row in rows]
+        told = httpx2.post(f"{running.url}/api/interpreter/batch", json={"requests": asked}, timeout=1800)
+    assert told.status_code == 200, told.text
+    return [one["parameters"] for one in told.json()["results"]]

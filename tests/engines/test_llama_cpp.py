@@ -23,7 +23,7 @@ from ppe_lora.export.served import read
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.tasks.scores import ScoresTask
 from tests.engines.conftest import ROOT, EngineRun
-from tests.engines.servers import ask_client, serving
+from tests.engines.servers import ask_client, ask_in_front, serving
 from tests.golden.test_prompts import ROWS
 from tests.tiny import tiny_mistral
 
@@ -33,6 +33,7 @@ ENVIRONMENT = {"LLAMA_SERVER": str(SERVER)}
 TYPES = ("f32", "f16", "q8_0", "q4_k_m")
 LARGEST_LOSS = {"f16": 0.01, "q8_0": 0.05}
 MEANS = 20
+IN_FRONT = 5
 
 pytestmark = [
     pytest.mark.engines,
@@ -55,15 +56,20 @@ def test_llama_cpp_in_float32_answers_as_our_decoder_does(exported: EngineRun, t
     """A rotary base lost on the way (rope_parameters, rope_theta) still answers in format, only worse."""
     run, task = exported, exported.recipe.task
     with serving([run.folder / "gguf" / "serve.sh"], LlamaCpp, "demo-f32", tmp_path / "log", ENVIRONMENT) as url:
-        texts = asyncio.run(read(LlamaCpp(url, "demo-f32", 1800), run.prompts, task, run.tokenizer, None))
         means = asyncio.run(read(LlamaCpp(url, "demo-f32", 1800), run.prompts[:MEANS], task, run.tokenizer, run.trie))
+        rest = asyncio.run(read(LlamaCpp(url, "demo-f32", 1800), run.prompts[MEANS:], task, run.tokenizer, None))
+        texts = means + rest
         request = next(row.request for row in run.rows if not row.context)
         told = ask_client(run.folder / "gguf", url, "demo-f32", request)
+        served = ask_in_front(run.folder, url, "demo-f32", run.rows[:IN_FRONT])
         commands.prove(run.recipe, "gguf", url, None)
     greedy, posterior = compare(run.readings, texts, task), compare(run.readings[:MEANS], means, task)
     print(json.dumps({"llama.cpp": "f32", "greedy": greedy, "posterior": posterior}))
     assert greedy["identical"] >= 0.98 * len(run.rows)
     assert max(posterior["largest_difference"]["posterior_mean"].values()) <= 0.5
+    for told_by_key, ours in zip(served, run.readings, strict=False):
+        assert ours.posterior_mean is not None
+        assert told_by_key == pytest.approx(ours.posterior_mean, abs=0.55)  # rounded: the demo serves no greedy text
     asked = next(index for index, row in enumerate(run.rows) if row.request == request)
     assert task.render(told) == texts[asked].text
     (entry,) = [one for one in read_json(run.folder / "gguf" / "parity.json")["entries"] if "llama" in one["engine"]]
@@ -74,7 +80,9 @@ def test_llama_cpp_in_float32_answers_as_our_decoder_does(exported: EngineRun, t
 def test_smaller_types_lose_little(exported: EngineRun, tmp_path: Path, kind: str) -> None:
     run, task = exported, exported.recipe.task
     environment = {**ENVIRONMENT, "TYPE": kind}
-    with serving([run.folder / "gguf" / "serve.sh"], LlamaCpp, f"demo-{kind}", tmp_path / "log", environment) as url:
+    # Its code for AMX crashes with Q8_0 on some virtual machines.
+    command = [run.folder / "gguf" / "serve.sh", "--no-repack"]
+    with serving(command, LlamaCpp, f"demo-{kind}", tmp_path / "log", environment) as url:
         texts = asyncio.run(read(LlamaCpp(url, f"demo-{kind}", 1800), run.prompts, task, run.tokenizer, None))
     before, after = (run.mse_norm([one.text for one in readings]) for readings in (run.readings, texts))
     print(json.dumps({"llama.cpp": kind, "mse_norm": [before, after], "greedy": compare(run.readings, texts, task)}))

@@ -68,3 +68,41 @@ def test_the_ladder_is_made_from_its_raw_predictions():
     readme = (BENCHMARKS.parent / "README.md").read_text()
     for name in ("train mean", "cross_entropy, greedy", "cross_entropy, posterior_mean", "cross_entropy, calibrated"):
         assert f"{lines[name].mse_norm:.5f}" in readme
+
+
+def test_the_merge_is_timed_against_a_copy(tmp_path, monkeypatch, capsys):
+    """In a small shape: whether both rounds run, in processes of their own, and what is left behind."""
+    module = benchmark("merge")
+
+    def small(**given):
+        return MistralConfig(**{**given, "vocab_size": 300}, hidden_size=64, intermediate_size=128, head_dim=16,
+                             num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+
+    small.from_pretrained = MistralConfig.from_pretrained
+    monkeypatch.setattr(module, "MistralConfig", small)
+    (tmp_path / "work").mkdir()
+    out = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    monkeypatch.setattr(sys, "argv", ["merge.py", "--layers", "2", *out])
+    module.main()
+    headline = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert headline["merge_vs_copy"] > 0
+    assert headline["peak_anonymous_gb"] >= headline["anonymous_before_gb"] > 0
+    raw = json.loads((tmp_path / "out" / "merge_2_layers.json").read_text())
+    assert {kind: len(found) for kind, found in raw["samples"].items()} == {"copy": 2, "merge": 2}
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_both_servers_are_timed_and_ours_is_loaded(served_run, tmp_path, monkeypatch, capsys):
+    """A server that the benchmark starts must be one that `ppe-lora serve` would start, proof of its files included."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = benchmark("serving")
+    options = ["--quick", "--seconds", "3", "--out", str(tmp_path), "--folder", str(served_run / "merged")]
+    monkeypatch.setattr(sys, "argv", ["serving.py", *options])
+    module.main()
+    headline = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert headline["load_errors"] == 0
+    assert headline["load_wrong"] == 0
+    assert headline["load_requests"] >= 32
+    raw = json.loads((tmp_path / "serving_run.json").read_text())
+    assert len(raw["alone_ms"]["ours"]) == 32
+    assert headline["memory_mb_last_quarter"] > 0

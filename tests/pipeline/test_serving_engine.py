@@ -1,0 +1,134 @@
+"""`ppe-lora serve FOLDER@URL`: behind vLLM's interface a model answers as the same folder does in our own process."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from transformers import AutoModelForCausalLM
+
+from ppe_lora.artifacts import write_json
+from ppe_lora.export.contract import read_contract, write_contract
+from ppe_lora.export.parity import copy_certificate
+from tests.runs import make_rows
+from tests.serving import Scripted, serving
+from tests.teacher_servers import OpenAIServer, serve
+
+REQUESTS = [row.request for row in make_rows(6, seed=5)]
+AFFINE = {"kind": "affine", "weight": [[0.8, 0.0], [0.0, 0.7]], "offset": [11.0, 3.0]}
+BLEND = {"kind": "blend", "weight": [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5]], "offset": [0.0, 0.0]}
+
+
+class Vllm(OpenAIServer):
+    """vLLM's completions of token ids with the log-probabilities of chosen tokens, from the model itself; and greedy
+    text that nobody should take for them."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(models=("run",), answer=lambda body: '{"a":1,"b":1}')
+        self._net = AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    def routes(self) -> list[Route]:
+        return [*super().routes(), Route("/v1/completions", self.complete, methods=["POST"])]
+
+    async def complete(self, request: Request) -> Response:
+        body = await request.json()
+        choices = []
+        for index, ids in enumerate(body["prompt"]):
+            with torch.no_grad():
+                log_p_V = self._net(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            top = {f"token_id:{token}": float(log_p_V[token]) for token in body["logprob_token_ids"]}
+            choices.append({"index": index, "text": "", "logprobs": {"top_logprobs": [top]}})
+        return JSONResponse({"choices": choices[::-1]})
+
+
+@pytest.fixture(scope="module")
+def engine(served_run: Path) -> Iterator[str]:
+    with serve(Vllm(served_run / "merged")) as url:
+        yield f"{url}/v1#run"
+
+
+def export(served_run: Path, folder: Path, read_out: str, calibration: dict[str, Any] | None) -> Path:
+    """The merged model as it would be with another read-out and calibration."""
+    shutil.copytree(served_run / "merged", folder)
+    write_contract(folder, read_contract(folder).model_copy(update={"read_out": read_out}))
+    (folder / "calibration.json").unlink()
+    (folder / "head.npz").unlink(missing_ok=True)
+    if calibration is not None:
+        fitted = {"keys": ["a", "b"], "width": 1.5, "rows": 24, "cv_mse_norm": {}}
+        write_json(folder / "calibration.json", calibration | fitted)
+    copy_certificate(folder, folder)
+    return folder
+
+
+def answers(source: str) -> list[dict[str, Any]]:
+    with serving(source) as running, running.client() as client:
+        body = {"requests": [{"request": text} for text in REQUESTS]}
+        return client.post("/api/interpreter/batch", json=body).json()["results"]
+
+
+@pytest.mark.parametrize("calibration", [None, AFFINE])
+@pytest.mark.parametrize("read_out", ["greedy", "posterior_mean", "calibrated"])
+def test_the_recipes_read_out_comes_through_an_engine(
+    served_run: Path, tmp_path: Path, engine: str, read_out: str, calibration: dict[str, Any] | None
+) -> None:
+    """Greedy text in its place is a valid answer, too, only a worse one."""
+    folder = export(served_run, tmp_path / "m", read_out, calibration)
+    here, there = answers(f"m={folder}"), answers(f"m={folder}@{engine}")
+    assert [one["parameters"] for one in there] == [one["parameters"] for one in here]
+    assert len({json.dumps(one["parameters"]) for one in here}) > 1
+    for one, other in zip(here, there, strict=True):
+        assert other["uncertainty"]["calibrated"] is (calibration is not None)
+        for key, spread in one["uncertainty"]["scores"].items():
+            assert other["uncertainty"]["scores"][key] == pytest.approx(spread, abs=0.02)
+
+
+def test_a_calibration_with_the_head_gives_way_to_the_posterior_mean_and_says_so(
+    served_run: Path, tmp_path: Path, engine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of a blend would be a wrong answer, and the width of its intervals belongs to it."""
+    blended = export(served_run, tmp_path / "m", "calibrated", BLEND)
+    there = answers(f"m={blended}@{engine}")
+    assert "run answers with the posterior mean, uncorrected: the calibration of run uses" in capsys.readouterr().out
+    here = answers(f"m={export(served_run, tmp_path / 'plain', 'posterior_mean', None)}")
+    assert [one["parameters"] for one in there] == [one["parameters"] for one in here]
+    assert there[0]["uncertainty"]["calibrated"] is False
+
+
+def test_an_engine_that_gives_text_only_is_named(served_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Our own server is one: behind the OpenAI protocol it has no token ids."""
+    with serving({"run": Scripted(30, 40)}) as other:
+        there = answers(f"m={served_run}@{other.url}/v1#run")
+    assert "run answers with greedy text, not the calibrated of run: " in capsys.readouterr().out
+    assert [one["parameters"] for one in there] == [{"a": 30, "b": 40}] * len(REQUESTS)
+    assert there[0]["uncertainty"] is None
+
+
+def test_a_request_that_no_row_was_like_is_refused_before_the_engine(served_run: Path, engine: str) -> None:
+    with serving(f"m={served_run}@{engine}") as running, running.client() as client:
+        response = client.post("/api/interpreter", json={"request": "much " * 600})
+    assert response.status_code == 422
+    assert "tokens, as in training; got" in response.json()["error"]["message"]
+
+
+def test_an_engine_that_fails_while_it_serves_is_no_bug_of_ours(served_run: Path) -> None:
+    """It lists the model, and answers no completions."""
+    with (
+        serve(OpenAIServer(models=("run",))) as url,
+        serving(f"m={served_run}@{url}/v1#run") as running,
+        running.client() as client,
+    ):
+        response = client.post("/api/interpreter", json={"request": REQUESTS[0]})
+        assert client.get("/ready").status_code == 200
+    assert response.status_code == 502
+    assert response.json()["error"]["message"] == "the model's engine does not answer"
+
+
+def test_an_exported_adapter_alone_has_no_tokenizer(served_run: Path, engine: str) -> None:
+    with pytest.raises(Exception, match="expected the model's tokenizer; got none; name the run, or its merged/"):
+        serving(f"m={served_run / 'adapter'}@{engine}").__enter__()

@@ -38,12 +38,13 @@ from ppe_lora.student.tokenizer import load_tokenizer
 RECIPE = Path("recipes/emobank_smollm2.yaml")
 COMMITTED = Path(__file__).parent / "results" / "accuracy.json"
 NUMBERS = ["train.objective.raft=1", "train.objective.crps=1"]
+TEXT = "train.objective.head=0"
 RUNGS = {
-    "cross_entropy": [],
+    "cross_entropy": [TEXT],
     "head": ["train.objective.head=1"],
-    "numbers": NUMBERS,
-    "numbers_head": [*NUMBERS, "train.objective.head=1"],
-    "numbers_request": [*NUMBERS, "train.objective.slots=request"],
+    "numbers": [TEXT, *NUMBERS],
+    "numbers_head": ["train.objective.head=1", *NUMBERS],
+    "numbers_request": [TEXT, *NUMBERS, "train.objective.slots=request"],
 }
 SPAN = 100.0
 Matrix = NDArray[np.float64]
@@ -233,7 +234,7 @@ def sanity() -> None:
         "train.rows_per_step=2",
     ]
     for rung in ("cross_entropy", "numbers"):
-        weights = [] if rung == "numbers" else ["train.objective.raft=0", "train.objective.crps=0"]
+        weights = [TEXT] if rung == "numbers" else [TEXT, "train.objective.raft=0", "train.objective.crps=0"]
         name = f"accuracy_quick_{rung}"
         words = [f"name={name}", *demo, *weights]
         for command in (["data", "build"], ["train", "--fresh"]):

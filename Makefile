@@ -45,7 +45,7 @@ $(COMPRESS_READY): configs/compress-requirements.txt
 compress: $(READY) $(COMPRESS_READY) ## Make the environment that `export.quantize: gptq` needs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[gptq]"
 
-demo: $(READY) ## Data, training, decoded scores, merged model: about 10 minutes on two CPU cores
+demo: $(READY) ## Data, training, decoded scores, merged model: about 11 minutes on two CPU cores
 	$(BIN)/ppe-lora run recipes/demo.yaml
 
 demo-full: $(READY) ## The same with three times the data: about half an hour (estimated)

@@ -26,9 +26,35 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
+_LINGER_S = 1.0
+"""How long the rest of a refused body is read, and forgotten."""
+
 
 class _Disconnected(Exception):
     """The client went away while it sent its request."""
+
+
+def _lingering(receive: Receive, send: Send) -> Send:
+    """`send`, which reads on for a moment before it ends the response.
+
+    The connection closes with it, and a close with unread bytes is a reset, which takes the refusal from the client
+    that is still sending (RFC 9112, 9.6).
+    """
+
+    async def linger(message: Message) -> None:
+        if message["type"] != "http.response.body":
+            await send(message)
+            return
+        await send({**message, "more_body": True})
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                while (await receive()).get("more_body", False):
+                    pass
+        except TimeoutError:
+            pass
+        await send({"type": "http.response.body"})
+
+    return linger
 
 
 class Gate:
@@ -74,11 +100,10 @@ class Gate:
             self._admit(scope)
             body = await self._read(scope, receive)
         except ApiError as refusal:
-            # What is left of the body is not worth reading.
             headers = {**refusal.headers, "Connection": "close"}
             if refusal.status == 401:
                 headers["WWW-Authenticate"] = "Bearer"
-            await JSONResponse(refusal.body, refusal.status, headers)(scope, receive, send)
+            await JSONResponse(refusal.body, refusal.status, headers)(scope, receive, _lingering(receive, send))
             return
         left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -167,6 +167,13 @@ def test_a_chunked_body_counts_too(server):
     assert raw(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 5).startswith(b"HTTP/1.1 413")
 
 
+def test_a_refusal_reaches_a_client_that_is_still_sending(server):
+    """A connection that closes on unread bytes is reset, and the answer lost with it."""
+    parts = [HEAD + b"Content-Length: 8000000\r\n\r\n", *[b"a" * 100_000] * 20]
+    for _ in range(3):
+        assert raw(server, *parts, pause_s=0.005).startswith(b"HTTP/1.1 413")
+
+
 def test_clients_that_hang_up_cost_nothing(server):
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps(REQUEST).encode()

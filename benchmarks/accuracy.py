@@ -31,7 +31,7 @@ from ppe_lora.evaluation.baselines import embedding_answers
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.evaluate import encode_split
-from ppe_lora.student.head import fit_head, layers_to_try, request_states
+from ppe_lora.student.head import fit_head, layers_to_try, of_layers, request_states
 from ppe_lora.student.load import load_base
 from ppe_lora.student.tokenizer import load_tokenizer
 
@@ -148,8 +148,7 @@ def untuned_head(recipe: Recipe, train: list[Row], test: list[Row]) -> Matrix:
     layers = layers_to_try(model)
     states = [request_states(model, one.encoded, layers, batch_rows=16) for one in splits]
     head = fit_head(states[0], layers, targets_matrix(train, recipe.task))
-    own_NLD = states[1][:, [layers.index(layer) for layer in head.layers]]
-    return head.read(own_NLD, recipe.task.low, recipe.task.high)
+    return head.read(of_layers(states[1], layers, head.layers), recipe.task.low, recipe.task.high)
 
 
 def predictions(run: Path, recipe: Recipe) -> dict[str, Any]:

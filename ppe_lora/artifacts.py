@@ -13,12 +13,17 @@ _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: to a temporary name beside it, synced, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -20,9 +20,9 @@ is the token that its position has to predict, or -100.
 
 A pack of N rows also has the `blocks` (G, 2) of its mask (see `Layout.blocks`); `requests` (N, 2), the first column and
 the number of the prompt tokens that are a row's own, behind the shared instruction; and, where rows have them, `leaves`
-(N, K), the targets' indices among the trie's values, and `folds` (N). With S = N K slots it has `slot_columns` (S, M),
-where the logits of a slot's choices are, and `slot_terminator_of` (S), the key whose terminator ends the value there.
-Slots come key by key, row by row."""
+(N, K), the targets' indices among the trie's values, and `folds` (N), see `head`. With S = N K slots it has
+`slot_columns` (S, M), where the logits of a slot's choices are, and `slot_terminator_of` (S), the key whose terminator
+ends the value there. Slots come key by key, row by row."""
 
 
 class PackedCollator:
@@ -77,7 +77,8 @@ class PackedCollator:
         )
         if "leaves" in rows[0]:
             batch["leaves"] = torch.tensor([row["leaves"] for row in rows])
-            batch["folds"] = torch.tensor([row.get("fold", 0) for row in rows])
+        if "fold" in rows[0]:
+            batch["folds"] = torch.tensor([row["fold"] for row in rows])
         if self.trie is not None:
             batch["slot_columns"] = end[torch.tensor([slot.runs for slot in slots])] - 1
             batch["slot_terminator_of"] = torch.tensor([slot.terminator_of for slot in slots])

@@ -9,7 +9,7 @@ from ppe_lora.evaluation.calibration import LEAST_ROWS, fit_calibration
 from ppe_lora.evaluation.correct import by_key
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.evaluate import EncodedSplit
-from ppe_lora.student.head import FILE, fit_head, layers_to_try, request_states
+from ppe_lora.student.head import FILE, fit_head, layers_to_try, of_layers, request_states
 from ppe_lora.student.head import LEAST_ROWS as HEADS_LEAST_ROWS
 from ppe_lora.student.load import StudentModel
 
@@ -49,8 +49,7 @@ def fit_correction(
                 for split in (train, valid)
             )
         head = fit_head(train_NLD, layers, targets_matrix(train.rows, task))
-        own_NLD = valid_NLD[:, [layers.index(layer) for layer in head.layers]]
-        head_NK = head.read(own_NLD, task.low, task.high)
+        head_NK = head.read(of_layers(valid_NLD, layers, head.layers), task.low, task.high)
     found = fit_calibration(mean_NK, sd_NK, targets_matrix(valid.rows, task), task, head_NK)
     if head is not None and found.uses_head:
         head.save(run_dir)

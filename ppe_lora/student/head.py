@@ -13,19 +13,23 @@ already, by heart, and has nothing to say about how they should be.
 N rows, L layers, D width, K keys, F folds.
 """
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
+from ppe_lora.artifacts import write_bytes
 from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.student.collate import PackedCollator, model_inputs
 from ppe_lora.student.encode import EncodedRow, alike
 from ppe_lora.student.load import StudentModel
+from ppe_lora.student.outputs import decoder_of
 
 LAYERS = 8
 """How many layers are tried, evenly spread over the upper three quarters of the model."""
@@ -36,7 +40,7 @@ LEAST_ROWS = 50
 FOLDS = 5
 """Of training rows: row i is of fold i % FOLDS."""
 _TEACHERS_ROWS = 4000
-"""Most rows that the heads which teach are fitted on: a fit takes time with the square of the width for each."""
+"""Most rows that the heads which teach are fitted on: there are many fits, and their time grows with the rows."""
 _ALPHAS = tuple(10.0**power for power in np.arange(0.5, 5.5, 0.5))
 FILE = "head.npz"
 """No safetensors: vLLM takes every such file in a folder for weights of the model."""
@@ -57,7 +61,7 @@ class Head(NamedTuple):
 
     def save(self, folder: Path) -> None:
         """Write `head.npz`."""
-        np.savez(folder / FILE, layers=self.layers, weight=self.weight_LKD, offset=self.offset_K)
+        _save(folder / FILE, layers=self.layers, weight=self.weight_LKD, offset=self.offset_K)
 
     @staticmethod
     def load(folder: Path) -> "Head | None":
@@ -72,7 +76,7 @@ class Head(NamedTuple):
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return Head(tuple(map(int, arrays["layers"])), arrays["weight"], arrays["offset"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise ModelError(f"{path}: expected a head; got {error!r}; run `ppe-lora evaluate RECIPE`") from error
 
 
@@ -91,18 +95,33 @@ class TeachingHeads(NamedTuple):
         return (states_NLD[:, :, None] * weight_FLKD[fold_N]).sum((1, 3)) + offset_FK[fold_N]
 
     def save(self, folder: Path) -> None:
-        """Write `teaching_heads.pt`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(self._asdict(), folder / _TEACHING_FILE)
+        """Write `teaching_heads.npz`."""
+        _save(folder / _TEACHING_FILE, **{name: np.asarray(field) for name, field in self._asdict().items()})
 
     @staticmethod
     def load(folder: Path) -> "TeachingHeads | None":
         """What `save` wrote; None where there is none."""
         path = folder / _TEACHING_FILE
-        return TeachingHeads(**torch.load(path, weights_only=True)) if path.is_file() else None
+        if not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as arrays:
+            weight_FLKD, offset_FK = (torch.tensor(arrays[name]) for name in ("weight_FLKD", "offset_FK"))
+            return TeachingHeads(tuple(map(int, arrays["layers"])), weight_FLKD, offset_FK)
 
 
-_TEACHING_FILE = "teaching_heads.pt"
+_TEACHING_FILE = "teaching_heads.npz"
+
+
+def _save(path: Path, **arrays: Any) -> None:
+    """Write arrays whole or not at all: a run that is killed meanwhile is resumed."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def of_layers(states_NLD: np.ndarray, layers: Sequence[int], wanted: Sequence[int]) -> np.ndarray:
+    """The states of the wanted ones of these layers, in their order."""
+    return states_NLD[:, [layers.index(layer) for layer in wanted]]
 
 
 class _Ridge(NamedTuple):
@@ -137,7 +156,7 @@ def fit_teaching_heads(states_NLD: np.ndarray, layers: Sequence[int], target_NK:
     """
     states_NLD, target_NK = states_NLD[:_TEACHERS_ROWS], target_NK[:_TEACHERS_ROWS]
     best = [ridge.layer for ridge in _best(_ridges(states_NLD, layers, target_NK))]
-    best_NLD = states_NLD[:, [layers.index(layer) for layer in best]]
+    best_NLD = of_layers(states_NLD, layers, best)
     fold_N = np.arange(len(target_NK)) % FOLDS
     heads = [_average(_ridges(best_NLD[fold_N != fold], best, target_NK[fold_N != fold])) for fold in range(FOLDS)]
     weight_FLKD, offset_FK = (
@@ -175,7 +194,7 @@ def _average(ridges: Sequence[_Ridge]) -> Head:
 
 def layers_to_try(model: StudentModel) -> list[int]:
     """Layers whose states may be read, ascending."""
-    count = len(_layers(model))
+    count = len(decoder_of(model).layers)
     return sorted({round(count * (0.25 + 0.75 * step / (LAYERS - 1))) or 1 for step in range(LAYERS)})
 
 
@@ -194,7 +213,7 @@ def request_states(
     """
     found: dict[int, np.ndarray] = {}
     collate = PackedCollator()
-    decoder: Any = model.get_decoder()
+    decoder = decoder_of(model)
     was_training = model.training
     model.eval()
     try:
@@ -229,7 +248,7 @@ def listening(model: torch.nn.Module, layers: Sequence[int]) -> Iterator[dict[in
         def keep(module: Any, inputs: Any, output: Any, layer: int = layer) -> None:
             heard[layer] = output[0] if isinstance(output, tuple) else output
 
-        handles.append(_layers(model)[layer - 1].register_forward_hook(keep))
+        handles.append(decoder_of(model).layers[layer - 1].register_forward_hook(keep))
     try:
         yield heard
     finally:
@@ -244,8 +263,3 @@ def mean_states(states_BWD: torch.Tensor, lengths: Sequence[int], behind: int) -
         states_WD[end - length : end].float().mean(dim=0) for states_WD, length in zip(states_BWD, lengths, strict=True)
     ]
     return torch.stack(means).cpu().numpy()
-
-
-def _layers(model: torch.nn.Module) -> Any:
-    bare: Any = getattr(model, "module", model)  # distributed training wraps it
-    return bare.get_decoder().layers

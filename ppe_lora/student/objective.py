@@ -58,13 +58,13 @@ def training_loss(
         loss, tokens = summed_nll(found, batch)
     else:
         loss, tokens = _weighed_nll(found.logits, batch["labels"][:, found.columns], objective, trie)
+    if not objective.reads_numbers and heads is None:
+        return loss, tokens
+    if trie is None or spread_K is None:
+        raise ValueError("an objective that looks at the numbers needs the trie and the spread of the targets")
     if objective.reads_numbers:
-        if trie is None or spread_K is None:
-            raise ValueError("an objective that looks at the numbers needs the trie and the spread of the targets")
         loss = loss + _number_terms(found, path_SD, batch, objective, trie, spread_K)
     if heads is not None:
-        if trie is None or spread_K is None:
-            raise ValueError("an objective with heads needs the trie and the spread of the targets")
         means_NLD = torch.stack([pack_means(heard[layer], batch["requests"]) for layer in heads.layers], dim=1)
         off_NK = heads.read(means_NLD, batch["folds"]) - trie.values.to(means_NLD)[batch["leaves"]]
         loss = loss + objective.head * ((off_NK / spread_K.to(means_NLD)) ** 2).sum()

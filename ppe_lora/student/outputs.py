@@ -12,7 +12,7 @@ found out by trying, they are computed whole. B rows, W columns, L tokens, V the
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -88,10 +88,14 @@ def last_states(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """While it lasts, the last hidden states (B, W, D) of each forward pass are appended to the list: behind the last
     norm, as the output head gets them. The model may be wrapped."""
     states: list[torch.Tensor] = []
-    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    decoder = cast(nn.Module, inner.get_decoder())
-    handle = decoder.register_forward_hook(lambda module, inputs, output: states.append(output[0]))
+    handle = decoder_of(model).register_forward_hook(lambda module, inputs, output: states.append(output[0]))
     try:
         yield states
     finally:
         handle.remove()
+
+
+def decoder_of(model: nn.Module) -> Any:
+    """The text model without its output head, also where PEFT or distributed training wraps the model."""
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    return inner.get_decoder()

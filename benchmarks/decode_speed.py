@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mistral_common
 import torch
@@ -34,13 +34,14 @@ from ppe_lora.student.decode import Decoder, answer_token_limit, generate
 from ppe_lora.student.encode import EncodedRow, encode_rows
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
-from ppe_lora.student.trie import build_trie
+from ppe_lora.student.trie import ScoreTrie, build_trie
 from ppe_lora.tasks.scores import ScoresTask
 
 TASK = ScoresTask()
 TAUGHT_ROWS = 8
 GENERATE_BATCHES = (8, 16, 32, 64)
 OUR_BATCH = 32
+OUR_WHOLE = f"ours free, batch {OUR_BATCH}"
 
 
 def load(kind: str, folder: Path) -> tuple[StudentModel, StudentTokenizer]:
@@ -102,20 +103,17 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def main() -> None:
-    """Measure, print a table, and end with the headline figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the tiny model, fewer rows, two rounds")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--model", default="tiny", choices=["tiny", "smollm2-135m"])
-    asked = parser.parse_args()
-    rounds, singles, rows_count = (2, 5, 64) if asked.quick else (3, 10, 192)
-    with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer = load(asked.model, Path(folder))
-    rows = make_rows(rows_count + 200, tokenizer)
-    valid = [row._replace(completion_ids=[]) for row in rows[:rows_count]]
-    teach_format(model, rows[rows_count:], *((120, 1e-3) if asked.model == "tiny" else (40, 1e-4)))
-    trie = build_trie(TASK, tokenizer)
+class Peers(NamedTuple):
+    """The ways to answer that are compared."""
+
+    singly: dict[str, Callable[[EncodedRow], Any]]
+    """One request at a time."""
+    whole: dict[str, Callable[[], list[list[int]]]]
+    """The whole validation set: tokens of each answer, in its order."""
+
+
+def make_peers(model: StudentModel, tokenizer: StudentTokenizer, trie: ScoreTrie, valid: list[EncodedRow]) -> Peers:
+    """`generate` and ours, one at a time and in batches."""
     limit = answer_token_limit(TASK, tokenizer)
     decoder = Decoder(model, tokenizer, trie, limit)
 
@@ -136,38 +134,63 @@ def main() -> None:
         "ours free, batch 1": lambda row: ours([row], 1),
         "ours forced, batch 1": lambda row: ours([row], 1, forced=True),
     }
-    whole: dict[str, Callable[[], Any]] = {
+    whole: dict[str, Callable[[], list[list[int]]]] = {
         **{f"generate, batch {size}": (lambda size=size: plain(valid, size)) for size in GENERATE_BATCHES},
-        f"ours free, batch {OUR_BATCH}": lambda: ours(valid, OUR_BATCH),
+        OUR_WHOLE: lambda: ours(valid, OUR_BATCH),
     }
-    for one in singly.values():
+    return Peers(singly, whole)
+
+
+@torch.no_grad()
+def measure(
+    peers: Peers, valid: list[EncodedRow], rounds: int, singles: int
+) -> tuple[dict[str, list[float]], dict[str, list[list[int]]]]:
+    """Seconds of every peer, of a row or of the whole set, in interleaved rounds; and the answers to the whole set."""
+    for one in peers.singly.values():  # warms up
         one(valid[0])
-    samples: dict[str, list[float]] = {name: [] for name in [*singly, *whole]}
-    texts: dict[str, Any] = {}
-    with torch.no_grad():
-        for number in range(rounds):
-            for name, work in singly.items():
-                samples[name] += [timed(lambda row=row, work=work: work(row))[0] for row in valid[:singles]]
-            for name, run in whole.items():
-                seconds, texts[name] = timed(run)
-                samples[name].append(seconds)
-                print(f"round {number + 1}: {name}: {len(valid) / seconds:.2f} rows/s", flush=True)
+    samples: dict[str, list[float]] = {name: [] for name in [*peers.singly, *peers.whole]}
+    texts: dict[str, list[list[int]]] = {}
+    for number in range(rounds):
+        for name, work in peers.singly.items():
+            samples[name] += [timed(lambda row=row, work=work: work(row))[0] for row in valid[:singles]]
+        for name, run in peers.whole.items():
+            seconds, texts[name] = timed(run)
+            samples[name].append(seconds)
+            print(f"round {number + 1}: {name}: {len(valid) / seconds:.2f} rows/s", flush=True)
+    return samples, texts
+
+
+def main() -> None:
+    """Measure, print a table, and end with the headline figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the tiny model, fewer rows, two rounds")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--model", default="tiny", choices=["tiny", "smollm2-135m"])
+    asked = parser.parse_args()
+    rounds, singles, rows_count = (2, 5, 64) if asked.quick else (3, 10, 192)
+    with tempfile.TemporaryDirectory() as folder:
+        model, tokenizer = load(asked.model, Path(folder))
+    rows = make_rows(rows_count + 200, tokenizer)
+    valid = [row._replace(completion_ids=[]) for row in rows[:rows_count]]
+    teach_format(model, rows[rows_count:], *((120, 1e-3) if asked.model == "tiny" else (40, 1e-4)))
+    trie = build_trie(TASK, tokenizer)
+    peers = make_peers(model, tokenizer, trie, valid)
+    samples, texts = measure(peers, valid, rounds, singles)
     median = {name: statistics.median(values) for name, values in samples.items()}
-    best = min((name for name in whole if name.startswith("generate")), key=lambda name: median[name])
-    our_texts = texts[f"ours free, batch {OUR_BATCH}"]
+    best = min((name for name in peers.whole if name != OUR_WHOLE), key=lambda name: median[name])
     headline = {
         "model": asked.model,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
         "batch1_vs_generate": round(median["generate, batch 1"] / median["ours forced, batch 1"], 3),
         "batch1_free_vs_generate": round(median["generate, batch 1"] / median["ours free, batch 1"], 3),
-        "validation_vs_generate_best": round(median[best] / median[f"ours free, batch {OUR_BATCH}"], 3),
+        "validation_vs_generate_best": round(median[best] / median[OUR_WHOLE], 3),
         "generate_best": best,
-        "identical_rate": sum(map(list.__eq__, our_texts, texts[best])) / len(valid),
-        "in_format_rate": sum(ids == trie.completion(_values(ids, tokenizer)) for ids in our_texts) / len(valid),
+        "identical_rate": sum(map(list.__eq__, texts[OUR_WHOLE], texts[best])) / len(valid),
+        "in_format_rate": sum(ids == trie.completion(_values(ids, tokenizer)) for ids in texts[OUR_WHOLE]) / len(valid),
     }
     print(f"\n| {asked.model} | seconds | a row, ms |\n| --- | --- | --- |")
     for name, value in median.items():
-        print(f"| {name} | {value:.3f} | {value * 1000 / (1 if name in singly else len(valid)):.0f} |")
+        print(f"| {name} | {value:.3f} | {value * 1000 / (1 if name in peers.singly else len(valid)):.0f} |")
     asked.out.mkdir(parents=True, exist_ok=True)
     raw = {"headline": headline, "seconds": samples, "rows": len(valid), "torch": torch.__version__}
     (asked.out / f"decode_speed_{asked.model}.json").write_text(json.dumps(raw, indent=2) + "\n")

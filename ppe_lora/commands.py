@@ -7,7 +7,7 @@ torch is imported inside the commands that need it.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppe_lora.console import console, progress
+from ppe_lora.console import console, duration, progress
 from ppe_lora.pipeline import data_dir, run_dir
 from ppe_lora.recipe import Recipe
 
@@ -44,17 +44,7 @@ def _planned(plan: "Plan") -> str:
         f"  tokens  {expected.prompt_tokens:,} of prompts and {expected.completion_tokens:,} of answers expected; "
         f"at most {worst.tokens:,}\n"
         f"  money   {estimate.expected_cost:,.2f} expected; at most {estimate.worst_cost:,.2f} at the recipe's prices\n"
-        f"  time    {pace if seconds is None else f'{_duration(seconds)} at {pace}'}"
-    )
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
+        f"  time    {pace if seconds is None else f'{duration(seconds)} at {pace}'}"
     )
 
 
@@ -247,8 +237,8 @@ def estimate(recipe: Recipe, rows: int | None) -> None:
             f"{told.need.total / GB:.1f} of {card.memory / GB:.0f} GB",
             "[green]yes[/green]" if told.fits else "[red]no[/red]",
             f"{told.rows_per_s:.3g}",
-            _duration(told.training_s),
-            _duration(told.evaluation_s),
+            duration(told.training_s),
+            duration(told.evaluation_s),
         )
     console.print(table)
     console.print("estimates from counts, not measurements; the formulas are in ppe_lora/student/estimate.py")

@@ -61,3 +61,10 @@ def progress(title: str, total: int, *, done: int = 0, visible: bool = True) -> 
             console.print(f"{title}: {finished}/{total}, {left_s / 60:.1f} min left {note}".rstrip())
 
     yield log
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `42 s`, `12 min`, `3.1 h`."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ppe_lora.console import duration
 from ppe_lora.recipe.schema import ImportSource
 from ppe_lora.recipe.teachers import ScriptedTeacher
 from ppe_lora.report.page import Words
@@ -60,13 +61,6 @@ def _used(used: dict[str, Any]) -> Words:
         f"{requests:,} リクエスト、入力 {prompt:,}・出力 {completion:,} トークン、"
         + (f"料金 {money}(レシピの単価による)" if used["money"] else "料金なし(レシピに単価なし)"),
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `42 s`, `12 min`, `3.1 h`."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _same(figure: str) -> Words:

@@ -81,28 +81,34 @@ class ApiError(Exception):
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 
-class Room:
-    """How many requests may be under way at an engine elsewhere, which has a queue of its own.
+class Elsewhere:
+    """What backends have in common whose engine is another program, with a queue of its own.
 
     Args:
-        rows: The most; more are refused.
+        rows: How many requests may be under way at most; more are refused.
     """
+
+    kind = "engine"
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
-        self.used = 0
+        self.waiting = 0
+
+    def is_alive(self) -> bool:
+        """See `Backend.is_alive`. The engine may come back at any time."""
+        return True
 
     @contextmanager
-    def taken(self, count: int) -> Iterator[None]:
+    def _taken(self, count: int) -> Iterator[None]:
         """Take room for requests, or refuse all of them.
 
         Raises:
             ApiError: There is not enough.
         """
-        if self.used + count > self._rows:
+        if self.waiting + count > self._rows:
             raise ApiError(503, "overloaded", "too many requests are under way; try again", retry_after_s=1)
-        self.used += count
+        self.waiting += count
         try:
             yield
         finally:
-            self.used -= count
+            self.waiting -= count

@@ -6,7 +6,7 @@ from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Throttled, 
 from ppe_lora.corpus.teachers.llm.openai_compatible import OpenAICompatibleEndpoint
 from ppe_lora.corpus.teachers.llm.reader import answer_schema
 from ppe_lora.export.contract import Contract
-from ppe_lora.serving.backend import ApiError, Ask, Reply, Room
+from ppe_lora.serving.backend import ApiError, Ask, Elsewhere, Reply
 from ppe_lora.serving.settings import Settings
 from ppe_lora.tasks.scores import Rejected
 
@@ -31,7 +31,7 @@ def check_engine(url: str, model: str) -> None:
     asyncio.run(check())
 
 
-class ChatBackend:
+class ChatBackend(Elsewhere):
     """Asks an engine what our own decoder would be asked. Only text comes back, so there are no distributions.
 
     Args:
@@ -41,18 +41,16 @@ class ChatBackend:
         settings: Time limit, and how many requests may be under way.
     """
 
-    kind = "engine"
-
     def __init__(self, contract: Contract, url: str, model: str, settings: Settings) -> None:
+        super().__init__(settings.queue_rows)
         self.task = contract.task
         self._url = url
         self._model = model
-        self._room = Room(settings.queue_rows)
         self._endpoint = OpenAICompatibleEndpoint(url, timeout_s=settings.answer_timeout_s)
 
     async def answer(self, asks: list[Ask]) -> list[Reply]:
         """See `Backend.answer`."""
-        with self._room.taken(len(asks)):
+        with self._taken(len(asks)):
             return list(await asyncio.gather(*map(self._answer, asks)))
 
     async def _answer(self, ask: Ask) -> Reply:
@@ -77,15 +75,6 @@ class ChatBackend:
             raise ApiError(502, "engine_error", f"the model's engine gave no valid answer: {outcome.reason.value}")
         parameters = {key: self.task.round(value) for key, value in zip(self.task.keys, outcome.values, strict=True)}
         return Reply(parameters, None, False, reply.prompt_tokens, reply.completion_tokens)
-
-    @property
-    def waiting(self) -> int:
-        """How many requests are under way."""
-        return self._room.used
-
-    def is_alive(self) -> bool:
-        """See `Backend.is_alive`. The engine may come back at any time."""
-        return True
 
     async def close(self) -> None:
         """See `Backend.close`."""

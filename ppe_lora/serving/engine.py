@@ -11,7 +11,7 @@ from ppe_lora.engines.llama_cpp import LlamaCpp
 from ppe_lora.engines.read_out import decode
 from ppe_lora.engines.vllm import Vllm
 from ppe_lora.errors import EngineError
-from ppe_lora.serving.backend import ApiError, Ask, Reply, Room
+from ppe_lora.serving.backend import ApiError, Ask, Elsewhere, Reply
 from ppe_lora.serving.reading import Reader
 from ppe_lora.serving.settings import Settings
 from ppe_lora.tasks.scores import ScoresTask
@@ -56,7 +56,7 @@ def _root(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
-class EngineBackend:
+class EngineBackend(Elsewhere):
     """Reads from an engine what our own decoder would read in this process, but for the head, which no engine has.
 
     Args:
@@ -68,22 +68,20 @@ class EngineBackend:
         settings: Time limit, and how many requests may be under way.
     """
 
-    kind = "engine"
-
     def __init__(
         self, task: ScoresTask, reader: Reader, found: Found, url: str, model: str, settings: Settings
     ) -> None:
+        super().__init__(settings.queue_rows)
         self.task = task
         self._reader = reader
         self._engine = found.kind(_root(url), model, settings.answer_timeout_s)
-        self._room = Room(settings.queue_rows)
         self._slots = asyncio.Semaphore(found.concurrent)
         self._timeout_s = settings.answer_timeout_s
 
     async def answer(self, asks: list[Ask]) -> list[Reply]:
         """See `Backend.answer`."""
         prompts = [self._reader.prompt(ask) for ask in asks]
-        with self._room.taken(len(asks)):
+        with self._taken(len(asks)):
             try:
                 async with asyncio.timeout(self._timeout_s):
                     return list(await asyncio.gather(*map(self._answer, prompts)))
@@ -96,15 +94,6 @@ class EngineBackend:
         async with self._slots:
             decoded = await decode(self._engine, prompt, self._reader.trie)
         return self._reader.reply(len(prompt), self._reader.read(decoded))
-
-    @property
-    def waiting(self) -> int:
-        """How many requests are under way."""
-        return self._room.used
-
-    def is_alive(self) -> bool:
-        """See `Backend.is_alive`. The engine may come back at any time."""
-        return True
 
     async def close(self) -> None:
         """See `Backend.close`."""

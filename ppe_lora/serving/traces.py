@@ -15,6 +15,7 @@ from typing import Any
 
 from prometheus_client import Counter
 
+from ppe_lora.artifacts import write_text
 from ppe_lora.errors import ServeError
 from ppe_lora.recipe.track import Track, WeaveTrack
 from ppe_lora.serving.backend import Ask, Reply
@@ -96,8 +97,6 @@ class Traces:
         try:
             if sum(1 for _ in self._answered.parent.glob("*/*.jsonl")) >= _MOST_FILES:
                 raise OSError("too many files wait to be sent")
-            writing = self._answered / f"{name}.writing"
-            writing.write_text(lines, encoding="utf-8")
-            writing.rename(writing.with_suffix(".jsonl"))
+            write_text(self._answered / f"{name}.jsonl", lines)
         except OSError:
             self._dropped.inc(len(waiting))

@@ -5,12 +5,12 @@ there before the segment goes and is removed when the server of Weave has all of
 """
 
 import datetime
-import json
 from typing import Any
 
 from weave.trace.weave_client import WeaveClient
 from weave.wandb_interface.context import get_wandb_auth_context
 
+from ppe_lora.artifacts import read_jsonl
 from ppe_lora.recipe.track import Track
 from ppe_lora.tracking.follower import Place, answered_dir, is_online
 from ppe_lora.tracking.weave_log import write_ahead
@@ -40,8 +40,8 @@ class ServedTraces:
             log = self.waiting / segment.name
             if not log.exists():
                 with write_ahead(self.project, log) as client:
-                    for line in segment.read_text(encoding="utf-8").splitlines():
-                        _trace(client, json.loads(line))
+                    for answered in read_jsonl(segment):
+                        _trace(client, answered)
             segment.unlink()
         if not self.online:
             return

@@ -7,11 +7,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from ppe_lora.recipe.schema import Lora
-from ppe_lora.student.load import attach_lora
+from ppe_lora.recipe.schema import Lora, Student
+from ppe_lora.student.load import attach_lora, load_base
+from ppe_lora.student.tokenizer import load_tokenizer
 from tests.runs import make_data, make_recipe
+from tests.tiny import tiny_mistral
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -57,6 +60,22 @@ def test_padded_and_packed_learn_the_same(speaker, tmp_path, monkeypatch, capsys
     padded, packed = samples["padded"][0], samples["packed"][0]
     assert padded["train_rows"] == packed["train_rows"] == 20
     assert packed["valid_loss"] == pytest.approx(padded["valid_loss"], rel=1e-2)
+
+
+def test_the_numbers_cost_is_measured(tmp_path, monkeypatch, capsys):
+    """Every way to train and to evaluate runs and has its ratio to text alone."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = benchmark("number_costs")
+    tokenizer = load_tokenizer(tiny_mistral(tmp_path / "base", "v3"))
+    model = load_base(Student(model="tiny"), tmp_path / "base", torch.device("cpu"))
+    monkeypatch.setattr(module, "load", lambda kind, folder: (model, tokenizer))
+    monkeypatch.setattr(sys, "argv", ["number_costs.py", "--quick", "--out", str(tmp_path)])
+    module.main()
+    headline = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert headline["training"].keys() == module.TRAINING.keys()
+    assert headline["evaluation"].keys() == module.EVALUATION.keys()
+    seconds = json.loads((tmp_path / "number_costs_tiny.json").read_text())["seconds"]
+    assert all(len(samples) == 3 for kind in seconds.values() for samples in kind.values())
 
 
 def test_the_ladder_is_made_from_its_raw_predictions():

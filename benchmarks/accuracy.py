@@ -1,16 +1,17 @@
-"""The ladder: what each step from plain SFT to numbers is worth on human ratings (EmoBank-six).
+"""The ladder: what each step from plain SFT to numbers is worth.
 
-    python benchmarks/accuracy.py --data EMOBANK_CORPUS_FOLDER [--quick] [--out DIR]
-                                  [--rates RATE ...] [--rungs RUNG ...]
+    python benchmarks/accuracy.py --data EMOBANK_CORPUS_FOLDER      human ratings: recipes/emobank_smollm2.yaml
+    python benchmarks/accuracy.py --recipe recipes/demo.yaml        the scripted teacher's requests
+        [--quick] [--out DIR] [--rates RATE ...] [--rungs RUNG ...] [--train-rows N]
 
-Every rung trains the same adapter on the same rows in the same order (`recipes/emobank_smollm2.yaml`), at the learning
-rate that is best on the validation rows; the 1,000 official test rows are decoded once, by that one. The first rung is
-plain SFT: its greedy text is what other trainers give, the same model's posterior mean the next line. Rejected
-answers count as the train mean. Training that is complete is not repeated, an interrupted one goes on.
+Every rung trains the same adapter on the same rows in the same order, at the learning rate that is best on the
+validation rows; the test rows are decoded once, by that one. The first rung is plain SFT: its greedy text is what other
+trainers give, the same model's posterior mean the next line. Rejected answers count as the train mean. Training that is
+complete is not repeated, an interrupted one goes on. `--train-rows` takes fewer rows, for a curve over data sizes.
 
-Raw predictions go to DIR/accuracy.json; the table and its intervals (paired bootstrap over test rows) are made from
-that file alone. `--quick` makes them from the committed file, and trains the first two rungs on 64 scripted rows to
-show that the whole path still runs. The last printed line is one JSON object.
+Raw predictions go to DIR/accuracy_RECIPE.json (accuracy_RECIPE_N.json); the table and its intervals (paired bootstrap
+over test rows) are made from that file alone. `--quick` makes them from the committed file, and trains the first two
+rungs on 64 scripted rows to show that the whole path still runs. The last printed line is one JSON object.
 """
 
 import argparse
@@ -35,16 +36,23 @@ from ppe_lora.student.head import fit_head, layers_to_try, of_layers, request_st
 from ppe_lora.student.load import load_base
 from ppe_lora.student.tokenizer import load_tokenizer
 
-RECIPE = Path("recipes/emobank_smollm2.yaml")
-COMMITTED = Path(__file__).parent / "results" / "accuracy.json"
-NUMBERS = ["train.objective.raft=1", "train.objective.crps=1"]
-TEXT = "train.objective.head=0"
+EMOBANK = Path("recipes/emobank_smollm2.yaml")
+RESULTS = Path(__file__).parent / "results"
+COMMITTED = RESULTS / f"accuracy_{EMOBANK.stem}.json"
+
+
+def objective(raft: float = 0, crps: float = 0, head: float = 0, slots: str = "answers") -> list[str]:
+    """Overrides that leave nothing to the recipe."""
+    weights = {"raft": raft, "crps": crps, "head": head, "slots": slots}
+    return [f"train.objective.{key}={value}" for key, value in weights.items()]
+
+
 RUNGS = {
-    "cross_entropy": [TEXT],
-    "head": ["train.objective.head=1"],
-    "numbers": [TEXT, *NUMBERS],
-    "numbers_head": ["train.objective.head=1", *NUMBERS],
-    "numbers_request": [TEXT, *NUMBERS, "train.objective.slots=request"],
+    "cross_entropy": objective(),
+    "head": objective(head=1),
+    "numbers": objective(raft=1, crps=1),
+    "numbers_head": objective(raft=1, crps=1, head=1),
+    "numbers_request": objective(raft=1, crps=1, slots="request"),
 }
 SPAN = 100.0
 Matrix = NDArray[np.float64]
@@ -66,53 +74,74 @@ class Line(NamedTuple):
 def main() -> None:
     """Train what is missing, print the table, and end with the headline figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=EMOBANK)
     parser.add_argument("--data", type=Path, help="EmoBank's folder `corpus`; not needed with --quick")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path, default=COMMITTED.parent)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--train-rows", type=int)
     parser.add_argument("--rates", nargs="+", default=["1e-4", "2e-4", "5e-4"])
     parser.add_argument("--rungs", nargs="+", default=list(RUNGS), choices=RUNGS)
     asked = parser.parse_args()
     if asked.quick:
         raw = json.loads(COMMITTED.read_text(encoding="utf-8"))
         sanity()
-    elif asked.data is None:
+    elif asked.recipe == EMOBANK and asked.data is None:
         parser.error("--data: expected EmoBank's folder; got none")
     else:
-        raw = measure(asked.data, asked.rates, asked.rungs)
+        rows = asked.train_rows
+        part = "" if rows is None else f"_{rows}"
+        overrides = [] if asked.data is None else [f"data.source.source_dir={asked.data}"]
+        if rows is not None:
+            overrides += [f"data.split.max_rows.train={rows}", f"data.name={asked.recipe.stem}{part}"]
+        ladder = Ladder(asked.recipe, overrides, f"accuracy_{asked.recipe.stem}{part}")
+        raw = ladder.measure(asked.rates, asked.rungs)
         asked.out.mkdir(parents=True, exist_ok=True)
-        (asked.out / COMMITTED.name).write_text(json.dumps(raw) + "\n", encoding="utf-8")
+        (asked.out / f"{ladder.name}.json").write_text(json.dumps(raw) + "\n", encoding="utf-8")
     lines = table(raw)
     print_table(lines, raw["keys"])
     print(json.dumps(headline(lines, raw)))
 
 
-def measure(data: Path, rates: list[str], rungs: list[str]) -> dict[str, Any]:
-    """Train these rungs at every rate, decode the test rows with the best, and collect predictions in task units."""
-    source = f"data.source.source_dir={data}"
-    ppe_lora("data", "build", source)
-    recipe = load_recipe(RECIPE, [source])
-    raw = baselines(recipe) | {"models": {}}
-    for rung in rungs:
-        overrides = RUNGS[rung]
-        tried = {}
-        for rate in rates:
-            name = f"accuracy_{rung}_{rate}"
-            chosen = [source, f"name={name}", f"train.learning_rate={rate}", *overrides]
-            ppe_lora("train", "--resume", *chosen)
-            metrics = read_json(Path("checkpoints") / name / "best" / "eval_metrics.json")
-            tried[rate] = metrics["mse_norm_posterior_mean"]
-        best = min(tried, key=lambda rate: tried[rate])
-        name = f"accuracy_{rung}_{best}"
-        ppe_lora("evaluate", source, f"name={name}", f"train.learning_rate={best}", *overrides)
-        raw["models"][rung] = predictions(Path("checkpoints") / name, recipe) | {"rate": best, "valid": tried}
-    return raw
+class Ladder(NamedTuple):
+    """A recipe whose objective is replaced, rung by rung."""
+
+    recipe: Path
+    overrides: list[str]
+    """For every rung."""
+    name: str
+    """Of the runs, before the rung and the rate."""
+
+    def measure(self, rates: list[str], rungs: list[str]) -> dict[str, Any]:
+        """Train these rungs at every rate, decode the test rows with the best, and collect answers in task units."""
+        self._run("data", "build")
+        recipe = load_recipe(self.recipe, self.overrides)
+        raw = baselines(recipe) | {"models": {}}
+        for rung in rungs:
+            tried = {}
+            for rate in rates:
+                self._run("train", "--resume", *self._chosen(rung, rate))
+                metrics = read_json(self._folder(rung, rate) / "best" / "eval_metrics.json")
+                tried[rate] = metrics["mse_norm_posterior_mean"]
+            best = min(tried, key=lambda rate: tried[rate])
+            self._run("evaluate", *self._chosen(rung, best))
+            raw["models"][rung] = predictions(self._folder(rung, best), recipe) | {"rate": best, "valid": tried}
+        return raw
+
+    def _chosen(self, rung: str, rate: str) -> list[str]:
+        return [f"name={self._folder(rung, rate).name}", f"train.learning_rate={rate}", *RUNGS[rung]]
+
+    def _folder(self, rung: str, rate: str) -> Path:
+        return Path("checkpoints") / f"{self.name}_{rung}_{rate}"
+
+    def _run(self, *arguments: str) -> None:
+        ppe_lora(self.recipe, *arguments, *self.overrides)
 
 
-def ppe_lora(*arguments: str) -> None:
-    """Run a command on the recipe: `data build` or `train --resume` first, then overrides."""
+def ppe_lora(recipe: Path, *arguments: str) -> None:
+    """Run a command on a recipe: `data build` or `train --resume` first, then overrides."""
     words = [word for word in arguments if "=" not in word]
     overrides = [word for word in arguments if "=" in word]
-    subprocess.run([sys.executable, "-m", "ppe_lora", *words, str(RECIPE), *overrides], check=True)
+    subprocess.run([sys.executable, "-m", "ppe_lora", *words, str(recipe), *overrides], check=True)
 
 
 def baselines(recipe: Recipe) -> dict[str, Any]:
@@ -233,11 +262,9 @@ def sanity() -> None:
         "train.rows_per_step=2",
     ]
     for rung in ("cross_entropy", "numbers"):
-        weights = [TEXT] if rung == "numbers" else [TEXT, "train.objective.raft=0", "train.objective.crps=0"]
         name = f"accuracy_quick_{rung}"
-        words = [f"name={name}", *demo, *weights]
         for command in (["data", "build"], ["train", "--fresh"]):
-            subprocess.run([sys.executable, "-m", "ppe_lora", *command, "recipes/demo.yaml", *words], check=True)
+            ppe_lora(Path("recipes/demo.yaml"), *command, f"name={name}", *demo, *RUNGS[rung])
         metrics = read_json(Path("checkpoints") / name / "best" / "eval_metrics.json")
         print(f"{rung}: json_valid_rate {metrics['json_valid_rate']:.2f}, "
               f"posterior mean {metrics['mse_norm_posterior_mean']:.4f}, "

@@ -32,6 +32,8 @@ SERVER = LLAMA / "build" / "bin" / "llama-server"
 ENVIRONMENT = {"LLAMA_SERVER": str(SERVER)}
 TYPES = ("f32", "f16", "q8_0", "q4_k_m")
 LARGEST_LOSS = {"f16": 0.01, "q8_0": 0.05}
+NO_AMX = "--no-repack"
+"""llama.cpp's code for AMX crashes with quantized weights on some virtual machines."""
 MEANS = 20
 IN_FRONT = 5
 
@@ -80,8 +82,7 @@ def test_llama_cpp_in_float32_answers_as_our_decoder_does(exported: EngineRun, t
 def test_smaller_types_lose_little(exported: EngineRun, tmp_path: Path, kind: str) -> None:
     run, task = exported, exported.recipe.task
     environment = {**ENVIRONMENT, "TYPE": kind}
-    # Its code for AMX crashes with Q8_0 on some virtual machines.
-    command = [run.folder / "gguf" / "serve.sh", "--no-repack"]
+    command = [run.folder / "gguf" / "serve.sh", NO_AMX]
     with serving(command, LlamaCpp, f"demo-{kind}", tmp_path / "log", environment) as url:
         texts = asyncio.run(read(LlamaCpp(url, f"demo-{kind}", 1800), run.prompts, task, run.tokenizer, None))
     before, after = (run.mse_norm([one.text for one in readings]) for readings in (run.readings, texts))
@@ -115,7 +116,7 @@ def test_llama_cpp_reads_the_modelfiles_prompt_as_the_trained_ids(
             patch.setenv("PPE_LORA_LLAMA_CPP", str(LLAMA))
             convert(find_tools(["f16"]), model, tokenizer, weights, "f16")
     template = prompt_template(tokenizer)
-    command = [SERVER, "--model", weights, "--alias", "m", "--ctx-size", "512"]
+    command = [SERVER, "--model", weights, "--alias", "m", "--ctx-size", "512", NO_AMX]
     with serving(command, LlamaCpp, "m", tmp_path / "log", {}) as url:
         for row in ROWS:
             text = row.request.replace("[INST]", "(INST)")  # which Ollama would read as the token

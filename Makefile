@@ -98,7 +98,7 @@ $(NODE_READY): tests/engines/node/package.json tests/engines/node/package-lock.j
 	cd $(NODE) && npm ci --silent --ignore-scripts  # which would fetch libraries for GPUs
 	@touch $@
 
-test-engines: compress llama-cpp $(VLLM_READY) $(NODE_READY) $(RAY_READY) ## Real vLLM, llama.cpp, Node, Ray, GPTQ: half an hour or more
+test-engines: compress llama-cpp $(VLLM_READY) $(NODE_READY) $(RAY_READY) ## Real vLLM, llama.cpp, Node, Ray, GPTQ: about an hour
 	$(BIN)/python -m pytest -s -rs -m engines tests/engines
 
 lint: $(READY) ## ruff, mypy, import contracts, Dockerfile

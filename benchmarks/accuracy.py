@@ -141,7 +141,9 @@ def ppe_lora(recipe: Path, *arguments: str) -> None:
     """Run a command on a recipe: `data build` or `train --resume` first, then overrides."""
     words = [word for word in arguments if "=" not in word]
     overrides = [word for word in arguments if "=" in word]
-    subprocess.run([sys.executable, "-m", "ppe_lora", *words, str(recipe), *overrides], check=True)
+    done = subprocess.run([sys.executable, "-m", "ppe_lora", *words, str(recipe), *overrides], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)  # the command has said why
 
 
 def baselines(recipe: Recipe) -> dict[str, Any]:

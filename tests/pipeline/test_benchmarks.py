@@ -92,6 +92,10 @@ def test_the_ladder_is_made_from_its_raw_predictions():
         *(f"{rung}, {read_out}" for rung in ("cross_entropy", "head") for read_out in read_outs),
     ):
         assert f"{lines[name].mse_norm:.5f}" in readme
+    demo = module.table(json.loads((BENCHMARKS / "results" / "accuracy_demo.json").read_text()))
+    assert sum(line.seconds is not None for line in demo) == 12
+    for line in demo:
+        assert line.seconds is None or f"{line.mse_norm:.4f}" in readme
 
 
 def test_pictures_show_the_committed_figures(tmp_path, monkeypatch):

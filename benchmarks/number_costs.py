@@ -15,13 +15,12 @@ import json
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from decode_speed import TASK, load, make_requests
+from decode_speed import TASK, load, make_requests, timed
 
 from ppe_lora.recipe.schema import Lora, Objective
 from ppe_lora.student.collate import Batch, PackedCollator, read, summed_nll
@@ -35,9 +34,8 @@ from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie, build_trie
 
 ROWS = 8
-PLAIN = "text"
 TRAINING = {
-    PLAIN: Objective(),
+    "text": Objective(),
     "text and head": Objective(head=1.0),
     "text, RAFT and CRPS": Objective(raft=1.0, crps=0.5),
     "text, RAFT and CRPS, scores from the request only": Objective(raft=1.0, crps=0.5, slots="request"),
@@ -96,15 +94,6 @@ def random_heads(model: StudentModel) -> TeachingHeads:
     return TeachingHeads(tuple(layers), weight_FLKD, torch.full((FOLDS, len(TASK.keys)), 50.0, device=model.device))
 
 
-def timed(work: Callable[[], None]) -> float:
-    """Seconds."""
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def main() -> None:
     """Measure, print a table, and end with the headline figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,7 +112,7 @@ def main() -> None:
     for number in range(1 + (3 if asked.quick else 15)):
         for kind, works in (("training", steps), ("evaluation", passes)):
             for name, work in works.items():
-                seconds = timed(work)
+                seconds, _ = timed(work)
                 if number:  # the first round warms up
                     samples[kind][name].append(seconds)
     ratios: dict[str, dict[str, float]] = {}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ppe_lora.artifacts import hash_file, hash_json, is_current, read_json, write_json, write_manifest, write_text
 from ppe_lora.corpus.asks import make_asks
-from ppe_lora.corpus.filters import Filtered, Rejection, drop_duplicate_ids, empty, filter_rows
+from ppe_lora.corpus.filters import Filtered, Rejection, drop_duplicate_ids, filter_rows
 from ppe_lora.corpus.importers import Imported, input_hashes, read_import
 from ppe_lora.corpus.relabel import NoiseFloor, drop_far
 from ppe_lora.corpus.rows import SPLITS, Row, row_id, split_path, write_rows
@@ -198,9 +198,9 @@ def _dealt(
 
 
 def _whole(rows: list[Row]) -> Filtered:
-    """Rows with a request, each id once."""
-    without = [Rejection(row, *evidence) for row in rows if (evidence := empty(row))]
-    unique = drop_duplicate_ids([row for row in rows if not empty(row)])
+    """Rows with a request, each id once. A person's "!" or "None" is one."""
+    without = [Rejection(row, "empty", repr(row.request)) for row in rows if not row.request.strip()]
+    unique = drop_duplicate_ids([row for row in rows if row.request.strip()])
     return Filtered(unique.kept, without + unique.rejected)
 
 

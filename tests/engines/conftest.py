@@ -84,7 +84,7 @@ def _run(work: Path) -> EngineRun:
     demo = ROOT / "checkpoints" / "demo"
     recipe_file = ROOT / "recipes" / "demo.yaml"
     finished = (demo / "manifest.json").is_file()
-    recipe = load_recipe(recipe_file, ["export.verify_rows=10", *([] if finished else SMALL)])
+    recipe = load_recipe(recipe_file, ["export.verify_rows=20", *([] if finished else SMALL)])
     if finished:
         shutil.copytree(demo, work / "checkpoints" / "demo")
         shutil.copytree(ROOT / "data" / "demo", work / "data" / "demo")

@@ -54,7 +54,7 @@ def test_vllm_answers_as_our_decoder_does(exported: EngineRun, tmp_path: Path, s
         texts = means + asyncio.run(read(engine, run.prompts[MEANS:], task, run.tokenizer, None))
         request = next(row.request for row in run.rows if not row.context)
         told = ask_client(run.folder / "vllm", url, run.recipe.name, request)
-        served = ask_in_front(run.folder, url, run.recipe.name, run.rows[:IN_FRONT]) if export == "merged" else []
+        served = ask_in_front(run.folder, url, run.recipe.name, run.rows[:IN_FRONT])
         commands.prove(run.recipe, export, url, None)
     greedy = compare(run.readings, texts, task)
     posterior = compare(run.readings[:MEANS], means, task)

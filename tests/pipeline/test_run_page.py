@@ -156,8 +156,8 @@ def test_a_bad_run_is_called_bad(here: Path) -> None:
 def test_two_thousand_rows_stay_small_and_open_fast(
     browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The size a real test set has. The time is told, and does not decide: on a busy core it doubles. What makes a page
-    slow anywhere is more than a mark per row and key."""
+    """The size a real test set has. The time is the processor time of the page's main thread until all is drawn, the
+    least of three: a busy machine must not decide."""
     monkeypatch.chdir(tmp_path)
     recipe = profile_recipe(tmp_path, 2500, 0.82)
     build_data(recipe, Path("data/profile"))
@@ -166,6 +166,13 @@ def test_two_thousand_rows_stay_small_and_open_fast(
     path = tmp_path / "checkpoints" / "profile" / "report.html"
     assert len(read_jsonl(tmp_path / "checkpoints" / "profile" / "test" / "eval_predictions.jsonl")) > 2000
     assert path.stat().st_size < 8e6
+    drawn_s = min(drawn_after_s(browser, path) for _ in range(3))
+    print(f"{path.stat().st_size / 1e6:.2f} MB; drawn after {drawn_s:.2f} s of processor")
+    assert 0 < drawn_s < 2
+
+
+def drawn_after_s(browser: Browser, path: Path) -> float:
+    """Processor seconds of a page's main thread until all of its figures are drawn."""
     page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
@@ -174,12 +181,9 @@ def test_two_thousand_rows_stay_small_and_open_fast(
         figure.locator(".main-svg").first.wait_for()
     measured = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
     opened_s = page.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart") / 1000
-    print(
-        f"{path.stat().st_size / 1e6:.2f} MB; drawn after {measured['TaskDuration']:.2f} s of processor; loaded after "
-        f"{opened_s:.2f} s by the clock; {measured['Nodes']:.0f} nodes"
-    )
-    assert measured["Nodes"] < 20_000  # 2,049 rows of six keys
+    print(f"loaded after {opened_s:.2f} s by the clock")
     page.context.close()
+    return float(measured["TaskDuration"])
 
 
 def test_the_cost_of_training_and_teacher_is_told(here: Path) -> None:

@@ -1,6 +1,6 @@
 """What the numbers cost: training steps and evaluation passes with the scores' distributions, against text alone.
 
-    python benchmarks/number_costs.py [--quick] [--out DIR] [--model tiny|smollm2-135m]
+    python benchmarks/number_costs.py [--quick] [--out DIR] [--model tiny|smollm2-135m|mistral-7b]
 
 A training step is the forward and backward pass of one pack of 8 rows, all with the same LoRA of rank 16: cross-entropy
 alone, with the head's term, with RAFT and CRPS on the distributions of scores read behind the answers before them, and
@@ -12,7 +12,6 @@ Mistral of 384 x 8 layers.
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 from decode_speed import TASK, load, make_requests, timed
+from models import MODELS, device_name
 
 from ppe_lora.recipe.schema import Lora, Objective
 from ppe_lora.student.collate import Batch, PackedCollator, read, summed_nll
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three rounds instead of fifteen")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--model", default="tiny", choices=["tiny", "smollm2-135m"])
+    parser.add_argument("--model", default="tiny", choices=MODELS)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         base, tokenizer = load(asked.model, Path(folder))
@@ -125,7 +125,7 @@ def main() -> None:
             print(f"| {kind}: {name} | {value * 1000:.0f} | {ratios[kind][name]:.2f} |")
     headline = {
         "model": asked.model,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
+        "device": device_name(),
         "threads": torch.get_num_threads(),
         **ratios,
     }

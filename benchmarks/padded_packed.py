@@ -11,7 +11,6 @@ object of headline figures. Where a machine has other work to do, processor seco
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from models import device_name
 
 from ppe_lora.artifacts import read_json
 from ppe_lora.corpus.build import build_dataset
@@ -85,7 +85,7 @@ def main() -> None:
     padded, packed = (seconds[way] for way in WAYS)
     headline = {
         "recipe": asked.recipe.stem,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
+        "device": device_name(),
         "packed_vs_padded": round(
             (padded["train_s"] + padded["evaluate_s"]) / (packed["train_s"] + packed["evaluate_s"]), 3
         ),

@@ -1,32 +1,37 @@
 """Training rows per second: plain TRL, tuned TRL, and this project's packed rows, in one run on one machine.
 
-    python benchmarks/train_speed.py [--quick] [--out DIR] [--model tiny|smollm2-135m]
+    python benchmarks/train_speed.py [--quick] [--out DIR] [--model tiny|smollm2-135m|mistral-7b] [--quantization nf4]
 
 All train the same LoRA on the same rows: 60 shared instruction tokens, about 64 of request and 48 of answer, with a
-realistic spread. Runs are interleaved, medians are reported, raw samples go to DIR/train_speed.json, and the last
-printed line is one JSON object of headline figures. `tiny` is a random Mistral of 384 x 8 layers.
+realistic spread. Runs are interleaved, medians are reported, raw samples go to DIR/train_speed_MODEL.json, and the last
+printed line is one JSON object of headline figures. `tiny` is a random Mistral of 384 x 8 layers, `mistral-7b` one of
+that size, for a GPU.
+
+Tokens are those of the rows by themselves, padding not counted and the instruction in every row. Useful operations are
+4 for each weight and token (forward, and backward to the activations; the output head's for tokens of answers only), as
+a share of what a large matrix product gives on this machine (MFU). Memory is the peak of the device's allocator,
+counted on GPUs only.
 """
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, TrainerCallback
+from models import MODELS, VOCABULARY, Quantization, device_name, load_model, peak_flops
+from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from ppe_lora.recipe.schema import Lora, Student, Train
+from ppe_lora.recipe.schema import Lora, Train
 from ppe_lora.student.attention import IMPLEMENTATION
-from ppe_lora.student.base import resolve_base
 from ppe_lora.student.collate import PackedCollator, PaddedCollator
 from ppe_lora.student.layout import IGNORED
 from ppe_lora.student.load import attach_lora
@@ -34,7 +39,6 @@ from ppe_lora.student.trainer import PpeTrainer
 from ppe_lora.student.training import unused_tokenizer
 
 SHARED, REQUEST, ANSWER = 60, 64, 48
-VOCABULARY = 32_768
 ROWS_PER_STEP = 8
 
 
@@ -87,22 +91,6 @@ def make_rows(count: int, vocabulary: int, seed: int = 0) -> list[dict[str, Any]
     return rows
 
 
-def load_model(kind: str) -> Any:
-    """A fresh base model with a fresh adapter: rank 16 on all linear layers."""
-    if kind == "tiny":
-        torch.manual_seed(0)
-        config = MistralConfig(
-            vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
-            num_attention_heads=6, num_key_value_heads=2, head_dim=64, sliding_window=None,
-        )  # fmt: skip
-        model: Any = MistralForCausalLM(config)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(resolve_base(Student(model=kind)))
-    if torch.cuda.is_available():
-        model = model.to("cuda", torch.bfloat16)
-    return attach_lora(model, Lora(rank=16), seed=0)
-
-
 def peers() -> list[Peer]:
     """The contenders. TRL pads on the right with its own collator; `as documented` is its default configuration."""
     plain = DataCollatorForLanguageModeling(pad_token_id=0)
@@ -119,8 +107,16 @@ def peers() -> list[Peer]:
     ]
 
 
-def seconds_per_step(peer: Peer, kind: str, rows: list[dict[str, Any]], steps: int, folder: str) -> list[float]:
-    """Run one peer and return the seconds that `ROWS_PER_STEP` rows take, for each step after the first."""
+class Measured(NamedTuple):
+    """What a peer's run of a few steps gave."""
+
+    seconds: list[float]
+    """Of `ROWS_PER_STEP` rows, for each step after the first."""
+    peak_gib: float | None
+
+
+def run_peer(peer: Peer, base: PreTrainedModel, rows: list[dict[str, Any]], steps: int, folder: str) -> Measured:
+    """Train a fresh adapter on a fresh base for some steps."""
     times = StepTimes()
     data, batch = Dataset.from_list(rows), ROWS_PER_STEP
     if peer.packs:
@@ -133,59 +129,89 @@ def seconds_per_step(peer: Peer, kind: str, rows: list[dict[str, Any]], steps: i
         report_to="none", disable_tqdm=True, max_length=None, remove_unused_columns=False, seed=0,
         dataset_kwargs={"skip_prepare_dataset": True}, **peer.options,
     )  # fmt: skip
-    model = load_model(kind)
-    if peer.trainer is PpeTrainer:
-        model.set_attn_implementation(IMPLEMENTATION)
+    base.set_attn_implementation(IMPLEMENTATION if peer.trainer is PpeTrainer else "sdpa")
     trainer = peer.trainer(
-        model=model, args=config, data_collator=peer.collate, train_dataset=data,
+        model=attach_lora(base, Lora(rank=16), seed=0), args=config, data_collator=peer.collate, train_dataset=data,
         processing_class=unused_tokenizer(), callbacks=[times],
     )  # fmt: skip
     if isinstance(trainer, PpeTrainer):
         trainer.state_dir = Path(folder)
         trainer.settings = Train(matmul=peer.matmul)  # type: ignore[arg-type]
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     trainer.train()
+    peak_gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
     if not peer.packs:
-        return times.seconds
+        return Measured(times.seconds, peak_gib)
     usual = ROWS_PER_STEP * sum(len(row["input_ids"]) for row in rows) / len(rows)
-    return [second * usual / tokens for second, tokens in zip(times.seconds, np.diff(times.tokens), strict=False)]
+    in_rows = zip(times.seconds, np.diff(times.tokens), strict=False)
+    return Measured([second * usual / tokens for second, tokens in in_rows], peak_gib)
+
+
+def useful_operations(base: PreTrainedModel, rows: list[dict[str, Any]]) -> float:
+    """Of a training step, per row, without what padding or a needless pass would add."""
+    head = base.config.vocab_size * base.config.hidden_size
+    layers = base.num_parameters(exclude_embeddings=True) - (0 if base.config.tie_word_embeddings else head)
+    tokens, answers = (sum(len(row[name]) for row in rows) / len(rows) for name in ("input_ids", "completion_ids"))
+    return 4 * (layers * tokens + head * answers)
 
 
 def main() -> None:
     """Measure, print a table, and end with the headline figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two short rounds of the tiny model")
+    parser.add_argument("--quick", action="store_true", help="two short rounds")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--model", default="tiny", choices=["tiny", "smollm2-135m"])
+    parser.add_argument("--model", default="tiny", choices=MODELS)
+    parser.add_argument("--quantization", default="none", choices=get_args(Quantization))
     asked = parser.parse_args()
     rounds, steps = (2, 4) if asked.quick else (3, 9)
     rows = make_rows(ROWS_PER_STEP * steps, VOCABULARY)
     samples: dict[str, list[float]] = {peer.name: [] for peer in peers()}
-    for number in range(rounds):
-        for peer in peers():
-            with tempfile.TemporaryDirectory() as folder:
-                samples[peer.name] += seconds_per_step(peer, asked.model, rows, steps, folder)
-            print(f"round {number + 1}: {peer.name}: {ROWS_PER_STEP / samples[peer.name][-1]:.2f} rows/s", flush=True)
+    peak_gib: dict[str, float | None] = {}
+    with tempfile.TemporaryDirectory() as work:
+        for number in range(rounds):
+            for peer in peers():
+                base = load_model(asked.model, Path(work), asked.quantization)
+                operations, dtype = useful_operations(base, rows), base.dtype
+                with tempfile.TemporaryDirectory() as folder:
+                    seconds, peak_gib[peer.name] = run_peer(peer, base, rows, steps, folder)
+                samples[peer.name] += seconds
+                print(f"round {number + 1}: {peer.name}: {ROWS_PER_STEP / seconds[-1]:.2f} rows/s", flush=True)
+                del base
     rate = {name: ROWS_PER_STEP / statistics.median(seconds) for name, seconds in samples.items()}
+    tokens = sum(len(row["input_ids"]) for row in rows) / len(rows)
+    share = operations / peak_flops(dtype)
     documented = rate["TRL as documented"]
-    print(f"\n| {asked.model} | rows/s | times TRL as documented |\n| --- | --- | --- |")
+    print(f"\n| {asked.model}, {asked.quantization} | rows/s | times TRL as documented | tokens/s | MFU | peak GiB |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name, value in rate.items():
-        print(f"| {name} | {value:.2f} | {value / documented:.2f} |")
+        gib = peak_gib[name]
+        print(f"| {name} | {value:.2f} | {value / documented:.2f} | {value * tokens:.0f} | {value * share:.2f} "
+              f"| {'' if gib is None else f'{gib:.1f}'} |")  # fmt: skip
     best_trl = max(value for name, value in rate.items() if name.startswith("TRL"))
     headline = {
         "model": asked.model,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
+        "quantization": asked.quantization,
+        "device": device_name(),
+        "rows_per_s": round(rate["ours, packed"], 3),
         "rows_per_s_vs_trl_default": round(rate["ours, packed"] / documented, 3),
         "rows_per_s_vs_trl_best": round(rate["ours, packed"] / best_trl, 3),
         "matmul_medium_vs_highest": round(rate["ours, packed, matmul medium"] / rate["ours, packed"], 3),
+        "mfu": round(rate["ours, packed"] * share, 3),
+        "peak_gib": peak_gib["ours, packed"],
     }
     asked.out.mkdir(parents=True, exist_ok=True)
     raw = {
         "headline": headline,
         "seconds_per_step": samples,
+        "peak_gib": peak_gib,
         "rows_per_step": ROWS_PER_STEP,
+        "tokens_per_row": tokens,
+        "useful_operations_per_row": operations,
         "torch": torch.__version__,
     }
-    (asked.out / f"train_speed_{asked.model}.json").write_text(json.dumps(raw, indent=2) + "\n")
+    name = asked.model if asked.quantization == "none" else f"{asked.model}_{asked.quantization}"
+    (asked.out / f"train_speed_{name}.json").write_text(json.dumps(raw, indent=2) + "\n")
     print(json.dumps(headline))
 
 

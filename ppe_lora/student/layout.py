@@ -13,8 +13,8 @@ the same tokens at the same positions (tested against every row by itself).
 T tokens of the pack, R runs, G blocks.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -41,8 +41,12 @@ class Layout(NamedTuple):
     """(T,) positions: the number of tokens in front, ancestors included."""
     labels: torch.Tensor
     """(T,) the token that each position has to predict, or -100."""
+    runs: torch.Tensor
+    """(T,) the run that each token belongs to."""
+    ancestors: torch.Tensor
+    """(R, R) boolean: whether the run of a column is the run of a row itself, or one of its ancestors."""
     mask: torch.Tensor
-    """(T, T) boolean: whether the token of a row may see the token of a column."""
+    """(T, T) boolean: `mask_mod` of all pairs, whether the token of a row may see the token of a column."""
     blocks: list[tuple[int, int]]
     """Where the mask is not empty, G blocks from left to right: how many tokens, and which block in front of them they
     see besides each other (-1 for none). A block is a root, or a row behind its root; where no such blocks hold all
@@ -75,12 +79,32 @@ def lay_out(runs: Sequence[Run]) -> Layout:
         labels += run.labels or [IGNORED] * len(run.ids)
         run_of += [index] * len(run.ids)
         ends.append(start + len(run.ids))
-    run_T = torch.tensor(run_of)
-    order_T = torch.arange(len(ids))
-    same_TT = run_T[:, None] == run_T[None, :]
-    mask_TT = ancestor_RR[run_T][:, run_T] & (~same_TT | (order_T[:, None] >= order_T[None, :]))
-    blocks = _blocks(runs, mask_TT)
-    return Layout(torch.tensor(ids), torch.tensor(positions), torch.tensor(labels), mask_TT, blocks)
+    run_T, order_T = torch.tensor(run_of), torch.arange(len(ids))
+    mask_TT = mask_mod(run_T, ancestor_RR)(0, 0, order_T[:, None], order_T)
+    return Layout(
+        ids=torch.tensor(ids),
+        positions=torch.tensor(positions),
+        labels=torch.tensor(labels),
+        runs=run_T,
+        ancestors=ancestor_RR,
+        mask=mask_TT,
+        blocks=_blocks(runs, mask_TT),
+    )
+
+
+def mask_mod(run_T: torch.Tensor, ancestor_RR: torch.Tensor) -> Callable[[Any, Any, torch.Tensor, torch.Tensor], Any]:
+    """Which token may see which, as FlexAttention takes it: of batch, head, and the places of both tokens.
+
+    Args:
+        run_T: `Layout.runs`.
+        ancestor_RR: `Layout.ancestors`, on the same device.
+    """
+
+    def sees(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        own, other = run_T[query], run_T[key]
+        return ancestor_RR[own, other] & ((own != other) | (query >= key))
+
+    return sees
 
 
 def _blocks(runs: Sequence[Run], mask_TT: torch.Tensor) -> list[tuple[int, int]]:

@@ -9,10 +9,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import MistralConfig
 
-from ppe_lora.recipe.schema import Lora, Student
-from ppe_lora.student.load import attach_lora, load_base
+from ppe_lora.recipe.schema import Student
+from ppe_lora.student.load import load_base
 from ppe_lora.student.tokenizer import load_tokenizer
 from tests.runs import make_data, make_recipe
 from tests.tiny import tiny_mistral
@@ -28,26 +28,66 @@ def benchmark(name: str) -> ModuleType:
     return module
 
 
-def test_every_way_to_train_is_timed(tmp_path, monkeypatch, capsys):
-    """A peer that fails, or is left out of the headline, is found before an hour of measuring."""
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_every_way_to_train_is_timed(quantization, tmp_path, monkeypatch, capsys):
+    """A peer that fails, or is left out of the headline, is found before an hour of measuring: the options are those
+    of a GPU's run."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = benchmark("train_speed")
-    config = MistralConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=16, sliding_window=None,
-    )  # fmt: skip
-    monkeypatch.setattr(module, "VOCABULARY", 300)
-    monkeypatch.setattr(module, "load_model", lambda kind: attach_lora(MistralForCausalLM(config), Lora(rank=2), 0))
-    monkeypatch.setattr(sys, "argv", ["train_speed.py", "--quick", "--out", str(tmp_path)])
+    monkeypatch.setitem(sys.modules["models"].SHAPES, "mistral-7b", SMALL)
+    for holder in (module, sys.modules["models"]):
+        monkeypatch.setattr(holder, "VOCABULARY", 300)
+    options = ["--quick", "--model", "mistral-7b", "--quantization", quantization, "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["train_speed.py", *options])
     module.main()
     headline = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"rows_per_s_vs_trl_default", "rows_per_s_vs_trl_best"} <= headline.keys()
-    seconds = json.loads((tmp_path / "train_speed_tiny.json").read_text())["seconds_per_step"]
-    assert set(seconds) == {peer.name for peer in module.peers()}
-    assert all(len(samples) >= 4 and min(samples) > 0 for samples in seconds.values())
+    name = "mistral-7b" if quantization == "none" else "mistral-7b_nf4"
+    raw = json.loads((tmp_path / f"train_speed_{name}.json").read_text())
+    assert set(raw["seconds_per_step"]) == {peer.name for peer in module.peers()}
+    assert all(len(samples) >= 4 and min(samples) > 0 for samples in raw["seconds_per_step"].values())
+    assert headline["mfu"] > 0
+
+
+def test_every_way_to_decode_is_timed(tmp_path, monkeypatch, capsys):
+    """All of them, in the shape of a GPU's run, and all with the same texts."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = benchmark("decode_speed")
+    monkeypatch.setitem(sys.modules["models"].SHAPES, "mistral-7b", SMALL)
+    monkeypatch.setattr(module, "ROUNDS", {True: (1, 2, 4)})
+    monkeypatch.setattr(module, "TAUGHT_STEPS", {"mistral-7b": (1, 1e-4)})
+    monkeypatch.setattr(sys, "argv", ["decode_speed.py", "--quick", "--model", "mistral-7b", "--out", str(tmp_path)])
+    module.main()
+    headline = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert headline["identical_rate"] == 1
+    seconds = json.loads((tmp_path / "decode_speed_mistral-7b.json").read_text())["seconds"]
+    assert len(seconds) == 3 + 1 + len(module.GENERATE_BATCHES) + 1
+
+
+def test_every_attention_kernel_is_checked(tmp_path, monkeypatch, capsys):
+    """Those that are timed and those that this device only checks give the attention of the dense mask."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = benchmark("attention")
+    monkeypatch.setattr(module, "ROWS", 2)
+    monkeypatch.setattr(sys, "argv", ["attention.py", "--quick", "--out", str(tmp_path)])
+    module.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["flex_difference"] < 1e-5
+    raw = json.loads((tmp_path / "attention_cpu.json").read_text())
+    assert {pack: set(by_name) for pack, by_name in raw["differences"].items()} == {
+        pack: {"dense", "blocks", "flex"} for pack in ("rows", "rows with branches")
+    }
+    assert max(difference for by_name in raw["differences"].values() for difference in by_name.values()) < 1e-5
 
 
 def test_padded_and_packed_learn_the_same(speaker, tmp_path, monkeypatch, capsys):
     """A way that silently takes the other one's path, or other rows, would compare nothing."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = benchmark("padded_packed")
     train = "train: {rows_per_step: 8, rows_per_micro_step: 4, learning_rate: 1e-3}"
     recipe = make_recipe(tmp_path, speaker, train, "evaluate: {latency_rows: 1}")

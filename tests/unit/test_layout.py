@@ -1,10 +1,14 @@
 """The layout against its meaning: a token sees its ancestors and its own run up to itself."""
 
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
+import warnings
 
-from ppe_lora.student.layout import IGNORED, Run, lay_out, next_labels
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from ppe_lora.student.layout import IGNORED, Run, lay_out, mask_mod, next_labels
 
 
 @st.composite
@@ -101,3 +105,20 @@ def test_blocks_by_hand():
     """An instruction, two rows behind it with branches of their own, and a row that stands alone."""
     runs = [Run([7, 8]), Run([1, 2], 0), Run([3], 1), Run([4, 5, 6], 0), Run([9], 3), Run([2, 2])]
     assert lay_out(runs).blocks == [(2, -1), (3, 0), (4, 0), (2, -1)]
+
+
+@given(forests())
+@settings(max_examples=10, deadline=None)
+def test_flex_attention_sees_what_the_mask_says(runs):
+    """The rule given to FlexAttention and the dense mask given to SDPA have to be the same attention."""
+    layout = lay_out(runs)
+    tokens = len(layout.ids)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, tokens, 16, generator=generator) for _ in range(3))
+    rule = mask_mod(layout.runs, layout.ancestors)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        blocks = create_block_mask(rule, None, None, tokens, tokens, device="cpu")
+        flex = flex_attention(query, key, value, block_mask=blocks)
+    dense = functional.scaled_dot_product_attention(query, key, value, attn_mask=layout.mask)
+    torch.testing.assert_close(flex, dense)

@@ -131,12 +131,14 @@ class _Ridge(NamedTuple):
     weight_KD: Matrix
     offset_K: Matrix
     error: float
-    """Leave-one-out squared error."""
+    """Leave-one-out squared error, mean over scores, in units of their variances."""
 
 
 def fit_head(states_NLD: np.ndarray, layers: Sequence[int], target_NK: Matrix) -> Head:
-    """Fit a ridge regression a layer, its strength per score by leave-one-out error, and average those of the layers
-    where that error is smallest.
+    """Fit a ridge regression a layer, and average those of the layers where the leave-one-out error is smallest.
+
+    The same error chooses a strength for each score, or for each principal component of the scores, whichever is
+    better: what several scores share is often easier to read than what tells them apart, and wants to shrink less.
 
     Args:
         states_NLD: From `request_states`.
@@ -169,14 +171,23 @@ def fit_teaching_heads(states_NLD: np.ndarray, layers: Sequence[int], target_NK:
 def _ridges(states_NLD: np.ndarray, layers: Sequence[int], target_NK: Matrix) -> list[_Ridge]:
     from sklearn.linear_model import RidgeCV  # slow to import
 
+    middle_K, spread_K = target_NK.mean(axis=0), target_NK.std(axis=0) + 1e-9
+    scaled_NK = (target_NK - middle_K) / spread_K
+    components_KK = np.linalg.svd(scaled_NK, full_matrices=False)[2].T
+    ways = [np.eye(len(spread_K)), components_KK]
     found = []
     for place, layer in enumerate(layers):
         states_ND = states_NLD[:, place].astype(np.float64)
-        center_D, spread_D = states_ND.mean(axis=0), states_ND.std(axis=0) + 1e-6
-        ridge = RidgeCV(alphas=_ALPHAS, alpha_per_target=True).fit((states_ND - center_D) / spread_D, target_NK)
-        weight_KD = np.asarray(ridge.coef_).reshape(target_NK.shape[1], -1) / spread_D
-        offset_K = np.asarray(ridge.intercept_) - weight_KD @ center_D
-        found.append(_Ridge(layer, weight_KD, offset_K, -float(np.mean(ridge.best_score_))))
+        center_D, scale_D = states_ND.mean(axis=0), states_ND.std(axis=0) + 1e-6
+        wanted = np.concatenate([scaled_NK @ way_KK for way_KK in ways], axis=1)  # fitted together: one decomposition
+        ridge = RidgeCV(alphas=_ALPHAS, alpha_per_target=True).fit((states_ND - center_D) / scale_D, wanted)
+        error_WK = -np.reshape(ridge.best_score_, (len(ways), -1))
+        chosen = int(error_WK.mean(axis=1).argmin())
+        slope_KD = ways[chosen] @ ridge.coef_.reshape(len(ways), len(spread_K), -1)[chosen]
+        weight_KD = spread_K[:, None] * slope_KD / scale_D
+        intercept_K = ways[chosen] @ ridge.intercept_.reshape(len(ways), -1)[chosen]
+        offset_K = middle_K + spread_K * intercept_K - weight_KD @ center_D
+        found.append(_Ridge(layer, weight_KD, offset_K, float(error_WK[chosen].mean())))
     return found
 
 

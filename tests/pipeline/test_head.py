@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import RidgeCV
 from transformers import AutoModelForCausalLM
 
 from ppe_lora.errors import ModelError
@@ -84,6 +85,20 @@ def test_the_layers_that_know_are_found(tmp_path):
     (tmp_path / "head.npz").write_bytes(b"no head")
     with pytest.raises(ModelError, match=r"head\.npz: expected a head; got"):
         Head.load(tmp_path)
+
+
+def test_what_scores_share_is_read_together():
+    """Four noisy ratings of one thing say more about it than each of them alone; ratings of different things do not."""
+    rng = np.random.default_rng(2)
+    states = rng.normal(0, 1, (1200, 1, 100)).astype(np.float32)
+    things = 50 + states[:, 0] @ rng.normal(0, 1, (100, 4))
+    for truth, gain in ((things[:, :1].repeat(4, axis=1), 0.9), (things, 1.05)):
+        target = truth[:200] + rng.normal(0, 30, (200, 4))
+        alone = RidgeCV(alphas=10.0 ** np.arange(0.5, 5.5, 0.5), alpha_per_target=True)
+        alone.fit(states[:200, 0], target)
+        read = fit_head(states[:200], [7], target).read(states[200:], -1e3, 1e3)
+        error, usual = (np.mean((said - truth[200:]) ** 2) for said in (read, alone.predict(states[200:, 0])))
+        assert error < gain * usual
 
 
 def test_a_teaching_head_has_not_seen_the_row_that_it_reads(tmp_path):

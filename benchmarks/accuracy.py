@@ -41,17 +41,17 @@ RESULTS = Path(__file__).parent / "results"
 COMMITTED = RESULTS / f"accuracy_{EMOBANK.stem}.json"
 
 
-def objective(raft: float = 0, crps: float = 0, head: float = 0, slots: str = "answers") -> list[str]:
-    """Overrides that leave nothing to the recipe."""
-    weights = {"raft": raft, "crps": crps, "head": head, "slots": slots}
+def objective(raft: float = 0, crps: float = 0, slots: str = "answers", *, head: bool = False) -> list[str]:
+    """Overrides that leave nothing to the recipe but the weight of the head's term, where it has one."""
+    weights = {"raft": raft, "crps": crps, "slots": slots} | ({} if head else {"head": 0})
     return [f"train.objective.{key}={value}" for key, value in weights.items()]
 
 
 RUNGS = {
     "cross_entropy": objective(),
-    "head": objective(head=1),
+    "head": objective(head=True),
     "numbers": objective(raft=1, crps=1),
-    "numbers_head": objective(raft=1, crps=1, head=1),
+    "numbers_head": objective(raft=1, crps=1, head=True),
     "numbers_request": objective(raft=1, crps=1, slots="request"),
 }
 SPAN = 100.0

@@ -1,10 +1,12 @@
 """The SFT trainer: TRL's, with our loss and with checkpoints that are whole or absent."""
 
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
@@ -53,12 +55,26 @@ class PpeTrainer(SFTTrainer):
         return loss / (tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-step, with products as precise as the recipe asks."""
+        """One micro-step, with products as precise as the recipe asks.
+
+        Under autocast PEFT does not cast the inputs of adapters to float32, their weights' type: autocast would take
+        them back to bfloat16 for the product, and both casts move more memory than the product itself.
+        """
         torch.set_float32_matmul_precision(self.settings.matmul)
+        self._cast_inputs(not self.args.bf16)
         try:
             return super().training_step(*args, **kwargs)
         finally:
+            self._cast_inputs(True)
             torch.set_float32_matmul_precision("highest")
+
+    def _cast_inputs(self, wanted: bool) -> None:
+        for layer in self._adapted:
+            layer.cast_input_dtype_enabled = wanted
+
+    @cached_property
+    def _adapted(self) -> list[BaseTunerLayer]:
+        return [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.state_dir / STAGING)

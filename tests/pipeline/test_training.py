@@ -1,6 +1,7 @@
 """What a training computes: the same whatever the batching, the processes, or who checks it."""
 
 import copy
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from ppe_lora.artifacts import read_json
 from ppe_lora.corpus.rows import Row, row_id, split_path, targets_matrix, write_rows
 from ppe_lora.errors import DataError, Interrupted, ModelError, RunError, SelectionError
 from ppe_lora.recipe import load_recipe
-from ppe_lora.recipe.schema import Evaluate
+from ppe_lora.recipe.schema import Evaluate, Train
 from ppe_lora.student import callbacks, training
 from ppe_lora.student.attention import IMPLEMENTATION
 from ppe_lora.student.callbacks import Checkpoints, _divergence, is_exhausted
@@ -25,8 +26,10 @@ from ppe_lora.student.collate import PackedCollator, PaddedCollator, completion_
 from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.evaluate import Evaluation, encode_split, evaluate_student
 from ppe_lora.student.layout import IGNORED
+from ppe_lora.student.load import attach_lora
 from ppe_lora.student.test_rows import evaluate_test_rows
 from ppe_lora.student.tokenizer import load_tokenizer
+from ppe_lora.student.trainer import PpeTrainer, sft_config
 from ppe_lora.student.training import train
 from ppe_lora.student.trie import build_trie
 from tests.runs import TASK, make_data, make_recipe, make_rows
@@ -246,6 +249,32 @@ def test_quantized_bases_train(speaker, tmp_path, quantization):
     adapter = adapter_of(run)
     assert all(tensor.dtype == torch.float32 for tensor in adapter.values())
     assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+
+
+def test_autocast_takes_inputs_as_they_are(speaker, tmp_path, monkeypatch):
+    """A bfloat16 base under autocast, as on a GPU: adapters get its bfloat16 states and train as they did with casts."""
+    recipe = load_recipe(make_recipe(tmp_path, speaker, TRAIN.format(micro=4)))
+    split = encode_split(make_rows(8, seed=2), TASK, load_tokenizer(speaker), 512)
+    trained, seen = [], []
+    for cast in (False, True):
+        if cast:
+            monkeypatch.setattr(PpeTrainer, "_cast_inputs", lambda self, wanted: None)
+        base = AutoModelForCausalLM.from_pretrained(speaker, dtype=torch.bfloat16, attn_implementation=IMPLEMENTATION)
+        model = attach_lora(base, recipe.student.lora, seed=0)
+        layer = next(module for name, module in model.named_modules() if name.endswith("lora_A.default"))
+        layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+        config = dataclasses.replace(sft_config(recipe, tmp_path, 1, 4), bf16=True, max_steps=2)
+        rows = [row._asdict() for row in split.encoded]
+        trainer = training._trainer(model, config, rows, PackedCollator(), [], recipe, tmp_path)
+        trainer.settings = Train()
+        trainer.train()
+        trained.append({name: weight.detach().clone() for name, weight in model.named_parameters() if "lora_" in name})
+        assert all(layer.cast_input_dtype_enabled for layer in trainer._adapted)
+    assert set(seen[: len(seen) // 2]) == {torch.bfloat16}
+    assert set(seen[len(seen) // 2 :]) == {torch.float32}
+    assert trained[0].keys() == trained[1].keys()
+    assert all(torch.equal(weight, trained[1][name]) for name, weight in trained[0].items())
+    assert any(weight.abs().max() > 0 for name, weight in trained[0].items() if "lora_B" in name)
 
 
 def test_no_epoch_through_the_gate_is_an_error_that_names_the_nearest(tmp_path, speaker):

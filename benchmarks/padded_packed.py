@@ -28,7 +28,11 @@ from ppe_lora.student import ready, training
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.test_rows import evaluate_test_rows
 
-TEXT_ONLY = ["train.objective.raft=0.0", "train.objective.crps=0.0", "evaluate.read_out=greedy", "evaluate.head=false"]
+TEXT_ONLY = [
+    *(f"train.objective.{term}=0.0" for term in ("raft", "crps", "head")),
+    "evaluate.read_out=greedy",
+    "evaluate.head=false",
+]
 WAYS = ("padded", "packed")
 
 

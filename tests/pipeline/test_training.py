@@ -252,7 +252,7 @@ def test_quantized_bases_train(speaker, tmp_path, quantization):
 
 
 def test_autocast_takes_inputs_as_they_are(speaker, tmp_path, monkeypatch):
-    """A bfloat16 base under autocast, as on a GPU: adapters get its bfloat16 states and train as they did with casts."""
+    """A bfloat16 base under autocast, as on a GPU: adapters get its states as they are, and train as with casts."""
     recipe = load_recipe(make_recipe(tmp_path, speaker, TRAIN.format(micro=4)))
     split = encode_split(make_rows(8, seed=2), TASK, load_tokenizer(speaker), 512)
     trained, seen = [], []

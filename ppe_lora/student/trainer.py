@@ -73,8 +73,9 @@ class PpeTrainer(SFTTrainer):
             layer.cast_input_dtype_enabled = wanted
 
     @cached_property
-    def _adapted(self) -> list[BaseTunerLayer]:
-        return [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+    def _adapted(self) -> list[Any]:
+        model: Any = self.model
+        return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.state_dir / STAGING)

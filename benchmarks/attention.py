@@ -17,13 +17,13 @@ is one JSON object of headline figures.
 import argparse
 import json
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from decode_speed import timed
 from models import device, device_name
 from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -101,15 +101,6 @@ def difference(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
     )
 
 
-def seconds_of(work: Callable[[], Any]) -> float:
-    """By the clock, the device's work included."""
-    started = time.perf_counter()
-    work()
-    if device().type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def main() -> None:
     """Measure, print a table, and end with the headline figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -135,9 +126,9 @@ def main() -> None:
         samples[pack] = {name: [] for name in [*kernels, "flex, its block mask"]}
         for number in range(1 + (3 if asked.quick else 20)):
             for name, kernel in kernels.items():
-                second = seconds_of(lambda kernel=kernel, inputs=inputs: passes(kernel, inputs))
+                second, _ = timed(lambda kernel=kernel, inputs=inputs: passes(kernel, inputs))
                 samples[pack][name] += [second] if number else []  # the first round warms up
-            second = seconds_of(block_mask)
+            second, _ = timed(block_mask)
             samples[pack]["flex, its block mask"] += [second] if number else []
     median = {pack: {name: statistics.median(some) for name, some in by.items()} for pack, by in samples.items()}
     print(f"| {device_name()}, {dtype} | ms | times dense | largest difference |\n| --- | --- | --- | --- |")

@@ -179,7 +179,6 @@ def main() -> None:
     rounds, singles, rows_count = ROUNDS[asked.quick]
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = load(asked.model, Path(folder))
-    model.requires_grad_(True)
     rows = make_rows(rows_count + 200, tokenizer)
     valid = [row._replace(completion_ids=[]) for row in rows[:rows_count]]
     teach_format(model, rows[rows_count:], *TAUGHT_STEPS[asked.model])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import mistral_common
 import torch
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
 
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.base import resolve_base
@@ -48,13 +48,10 @@ def model_folder(kind: str, work: Path) -> Path:
         return folder
     torch.manual_seed(0)
     config = MistralConfig(vocab_size=VOCABULARY, sliding_window=None, tie_word_embeddings=False, **SHAPES[kind])
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if torch.cuda.is_available() else torch.float32)
-    try:
-        with device():
-            model = MistralForCausalLM(config)
-    finally:
-        torch.set_default_dtype(default)
+    with device():
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        )
     model.save_pretrained(folder)
     source = Path(mistral_common.__file__).parent / "data" / "mistral_instruct_tokenizer_240323.model.v3"
     for name in ("tokenizer.model.v3", "tokenizer.model"):

@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import re
 import signal
 import statistics
@@ -33,6 +32,7 @@ import httpx2
 import psutil
 import torch
 from decode_speed import TASK, load, make_requests, make_rows, teach_format
+from models import device_name
 
 from ppe_lora.export.contract import Contract, read_contract, write_contract
 from ppe_lora.export.parity import write_certificate
@@ -237,7 +237,7 @@ def report(
     early, late = (max(part) for part in (loaded.memory_mb[quarter : 2 * quarter], loaded.memory_mb[-quarter:]))
     headline = {
         "model": name,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
+        "device": device_name(),
         "cpus": len(os.sched_getaffinity(0)),
         "ours_p50_ms": round(p50["ours"], 1),
         "generate_p50_ms": round(p50["generate"], 1),

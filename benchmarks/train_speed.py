@@ -14,6 +14,7 @@ counted on GPUs only.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import tempfile
@@ -178,6 +179,7 @@ def main() -> None:
                 samples[peer.name] += seconds
                 print(f"round {number + 1}: {peer.name}: {ROWS_PER_STEP / seconds[-1]:.2f} rows/s", flush=True)
                 del base
+                gc.collect()  # a trainer holds its model in a circle; the next peer's peak must not count it
     rate = {name: ROWS_PER_STEP / statistics.median(seconds) for name, seconds in samples.items()}
     tokens = sum(len(row["input_ids"]) for row in rows) / len(rows)
     share = operations / peak_flops(dtype)

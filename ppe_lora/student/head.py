@@ -173,7 +173,7 @@ def _ridges(states_NLD: np.ndarray, layers: Sequence[int], target_NK: Matrix) ->
 
     middle_K, spread_K = target_NK.mean(axis=0), target_NK.std(axis=0) + 1e-9
     scaled_NK = (target_NK - middle_K) / spread_K
-    components_KK = np.linalg.svd(scaled_NK, full_matrices=False)[2].T
+    components_KK = np.linalg.eigh(scaled_NK.T @ scaled_NK)[1]
     ways = [np.eye(len(spread_K)), components_KK]
     found = []
     for place, layer in enumerate(layers):

@@ -58,7 +58,7 @@ class PpeTrainer(SFTTrainer):
         """One micro-step, with products as precise as the recipe asks.
 
         Under autocast PEFT does not cast the inputs of adapters to float32, their weights' type: autocast would take
-        them back to bfloat16 for the product, and both casts move more memory than the product itself.
+        them back to bfloat16 for the product.
         """
         torch.set_float32_matmul_precision(self.settings.matmul)
         self._cast_inputs(not self.args.bf16)

@@ -101,6 +101,18 @@ def test_what_scores_share_is_read_together():
         assert error < gain * usual
 
 
+def test_more_scores_than_rows_are_read():
+    """Sixty scores of fifty rows have fewer components than scores; a constant one is read as it is."""
+    rng = np.random.default_rng(3)
+    states = rng.normal(0, 1, (50, 1, 4)).astype(np.float32)
+    target = 50 + states[:, 0] @ rng.normal(0, 5, (4, 60))
+    target[:, 7] = 42.0
+    read = fit_head(states, [3], target).read(states, -1e3, 1e3)
+    # The weakest strength, 10^0.5 on fifty rows, takes about 3.2 / 53 of a deviation away: 0.4 % of the variance.
+    assert np.mean((read - target) ** 2) < 0.01 * target.var(axis=0).mean()
+    np.testing.assert_allclose(read[:, 7], 42.0, atol=1e-6)
+
+
 def test_a_teaching_head_has_not_seen_the_row_that_it_reads(tmp_path):
     """Another target of a row must change what the other folds' heads read, never what its own fold's does."""
     rng = np.random.default_rng(4)

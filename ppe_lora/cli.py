@@ -152,12 +152,22 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def baselines(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Say what predictors without a language model get on the test rows."""
+def baselines(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    models: Annotated[
+        bool,
+        typer.Option(
+            "--models",
+            help="Also the base model untuned, and plain SFT, which is trained for it; the report shows them then.",
+        ),
+    ] = False,
+) -> None:
+    """Say what other predictors get on the test rows."""
     from ppe_lora import commands
     from ppe_lora.recipe import load_recipe
 
-    commands.baselines(load_recipe(recipe, overrides or ()))
+    commands.baselines(load_recipe(recipe, overrides or ()), models=models)
 
 
 @app.command()

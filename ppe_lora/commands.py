@@ -14,6 +14,7 @@ from ppe_lora.recipe import Recipe
 if TYPE_CHECKING:
     from ppe_lora.corpus.rows import Row
     from ppe_lora.corpus.teachers.llm.fetch import Plan
+    from ppe_lora.evaluation.stored import Stored
 
 
 def plan_data(recipe: Recipe, shard: str | None = None, *, skip_corrupt: bool = False) -> None:
@@ -168,44 +169,72 @@ def convert_data(source: Path, target: Path, to: str, recipe: Recipe | None, ski
         console.print(f"  left out {converted.skipped} that are not valid")
 
 
-def baselines(recipe: Recipe) -> None:
-    """Print what predictors without a language model get on the test rows.
+def baselines(recipe: Recipe, *, models: bool = False) -> None:
+    """Print what other predictors get on the test rows.
+
+    Args:
+        recipe: The experiment.
+        models: Whether to also decode the base model as it is, and to train plain SFT; both need the recipe's run,
+            whose report shows all of them from then on.
 
     Raises:
         DataError: The data set has not been built.
+        RunError: With `models`, the run is not finished.
     """
     from rich.table import Table
 
+    from ppe_lora.artifacts import hash_file, write_manifest, write_text
     from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
-    from ppe_lora.evaluation.baselines import (
-        constant_mse_norm,
-        embedding_answers,
-        ridge_mse_norm,
-        train_mean_mse_norm,
-    )
-    from ppe_lora.evaluation.metrics import Scale, mse_norm
+    from ppe_lora.evaluation.baselines import baseline_answers, baseline_lines, embedding_answers
+    from ppe_lora.evaluation.row_errors import squared_errors
+    from ppe_lora.evaluation.stored import common_ids
+    from ppe_lora.report.run_words import NAMES
 
-    task = recipe.task
+    task, test_path = recipe.task, split_path(data_dir(recipe), "test")
     train_rows, test_rows = (read_rows(split_path(data_dir(recipe), split), task) for split in ("train", "test"))
-    train_NK, test_NK = targets_matrix(train_rows, task), targets_matrix(test_rows, task)
-    texts = [[row.request for row in rows] for rows in (train_rows, test_rows)]
-    trivial = train_mean_mse_norm(train_NK, test_NK, task)
+    others = _other_models(recipe) if models else {}
+    if others:
+        decoded = set(common_ids(list(others.values())))
+        test_rows = [row for row in test_rows if row.id in decoded]
+    ids, texts = [row.id for row in test_rows], [[row.request for row in rows] for rows in (train_rows, test_rows)]
+    answers = baseline_answers(texts[0], targets_matrix(train_rows, task), texts[1], task)
+    embedded_NK = embedding_answers(texts[0], targets_matrix(train_rows, task), texts[1], task)
+    if embedded_NK is not None:
+        answers["embeddings"] = embedded_NK
+    answers |= {name: stored.answers(ids, "greedy") for name, stored in others.items()}
+    error = {
+        name: squared_errors(answer_NK, targets_matrix(test_rows, task), task).mean()
+        for name, answer_NK in answers.items()
+    }
     table = Table(
         "baseline", "mse_norm", "against the train mean", title=f"{recipe.data.name}: {len(test_rows)} test rows"
     )
-    for name, value in (
-        ("middle of the range, always", constant_mse_norm(test_NK, task)),
-        ("train mean, always", trivial),
-        ("ridge regression on character n-grams", ridge_mse_norm(texts[0], train_NK, texts[1], test_NK, task)),
-    ):
-        table.add_row(name, f"{value:.5f}", f"{value / trivial:.3f}")
-    embedded_NK = embedding_answers(texts[0], train_NK, texts[1], task)
-    if embedded_NK is None:
-        table.add_row("ridge regression on sentence embeddings", "-", "pip install ppe_lora\\[embeddings]")
-    else:
-        value = mse_norm(embedded_NK, test_NK, Scale(task.low, task.high))
-        table.add_row("ridge regression on sentence embeddings", f"{value:.5f}", f"{value / trivial:.3f}")
+    for name, value in error.items():
+        table.add_row(NAMES[name].en, f"{value:.5f}", f"{value / error['train_mean']:.3f}")
+    missing = {"embeddings": "pip install ppe_lora\\[embeddings]", "untuned": "--models", "plain_sft": "--models"}
+    for name, remedy in missing.items():
+        if name not in error:
+            table.add_row(NAMES[name].en, "-", remedy)
     console.print(table)
+    if models:
+        folder = run_dir(recipe) / "baselines"
+        kept = {name: answer_NK for name, answer_NK in answers.items() if name in missing}
+        write_text(folder / "predictions.jsonl", baseline_lines(ids, kept, task))
+        write_manifest(folder, {"test_rows": hash_file(test_path)}, rows=len(ids))
+        console.print(f"{folder}: kept; `ppe-lora report` shows them")
+
+
+def _other_models(recipe: Recipe) -> "dict[str, Stored]":
+    """The base model as it is, and plain SFT, on the test rows of the recipe's run."""
+    from ppe_lora.evaluation.stored import read_evaluation, read_run
+    from ppe_lora.student.others import evaluate_base, train_plain_sft
+
+    data, run = data_dir(recipe), run_dir(recipe)
+    read_run(run)  # an unfinished run is named before anything is decoded
+    return {
+        "untuned": read_evaluation(evaluate_base(recipe, data, run), "untuned", recipe),
+        "plain_sft": read_run(train_plain_sft(recipe, data, run)),
+    }
 
 
 def estimate(recipe: Recipe, rows: int | None) -> None:

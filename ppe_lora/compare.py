@@ -85,12 +85,13 @@ def _find(name: str, runs_dir: Path) -> _Side:
 def _read(side: _Side, home: Path, data_dir_of: Callable[[Recipe], Path]) -> Stored:
     if side.is_run and side.run_dir is not None:
         return read_run(side.run_dir)
-    from ppe_lora.student.others import evaluate_other  # torch
+    from ppe_lora.student.others import evaluate_base, evaluate_other  # torch
 
     run_dir = side.run_dir or home
     recipe = load_recipe(run_dir / "config.yaml")
-    folder = run_dir / "test_base"
-    if side.adapter is not None:
+    if side.adapter is None:
+        folder = evaluate_base(recipe, data_dir_of(recipe), run_dir)
+    else:
         folder = run_dir / "test_adapters" / hash_adapter(side.adapter)
-    evaluate_other(recipe, data_dir_of(recipe), run_dir, side.adapter, folder)
+        evaluate_other(recipe, data_dir_of(recipe), run_dir, side.adapter, folder)
     return read_evaluation(folder, side.name, recipe)

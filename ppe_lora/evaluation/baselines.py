@@ -1,6 +1,7 @@
-"""What predictors without a language model get: two that do not read the request, and one that reads n-grams."""
+"""What predictors without a language model get: two that do not read the request, and ridge regressions."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,17 +27,6 @@ def constant_mse_norm(target_NK: Matrix, task: ScoresTask) -> float:
         MetricError: No evaluation rows.
     """
     return mse_norm(np.full_like(target_NK, (task.low + task.high) / 2), target_NK, Scale(task.low, task.high))
-
-
-def ridge_mse_norm(
-    train_texts: Sequence[str], train_NK: Matrix, texts: Sequence[str], target_NK: Matrix, task: ScoresTask
-) -> float:
-    """mse_norm of `ridge_answers` on N evaluation rows with these targets; arguments as there.
-
-    Raises:
-        MetricError: No evaluation rows.
-    """
-    return mse_norm(ridge_answers(train_texts, train_NK, texts, task), target_NK, Scale(task.low, task.high))
 
 
 def ridge_answers(train_texts: Sequence[str], train_NK: Matrix, texts: Sequence[str], task: ScoresTask) -> Matrix:
@@ -83,3 +73,16 @@ def baseline_answers(
         "train_mean": np.tile(train_NK.mean(axis=0), (len(texts), 1)),
         "ridge": ridge_answers(train_texts, train_NK, texts, task),
     }
+
+
+def baseline_lines(ids: Sequence[str], answers: Mapping[str, Matrix], task: ScoresTask) -> str:
+    """One JSON line for each of N rows: its id, and by baseline what it answers (not rounded to the task's decimals),
+    null where the answer was rejected (NaN)."""
+    lines = []
+    for index, row in enumerate(ids):
+        told = {
+            name: None if np.isnan(NK[index]).any() else dict(zip(task.keys, NK[index].round(4).tolist(), strict=True))
+            for name, NK in answers.items()
+        }
+        lines.append(json.dumps({"id": row, **told}) + "\n")
+    return "".join(lines)

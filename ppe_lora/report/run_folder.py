@@ -73,7 +73,8 @@ def read_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
         metrics=read_json(run_dir / "test" / "eval_metrics.json"),
         rows=[row_of[line["id"]] for line in predictions],
         predictions=predictions,
-        baselines=_baselines(run_dir / "test" / "baseline_predictions.jsonl", predictions, recipe.task),
+        baselines=_baselines(run_dir / "test" / "baseline_predictions.jsonl", predictions, recipe.task)
+        | _model_baselines(run_dir / "baselines", test, predictions, recipe.task),
         epochs={int(path.parent.name): read_json(path) for path in sorted(run_dir.glob("epochs/*/eval_metrics.json"))},
         epoch_seconds=_epoch_seconds(run_dir / "train_log.csv"),
         train_seconds=_earlier_seconds(run_dir / "train_log.csv") + run["seconds_of_last_start"],
@@ -122,10 +123,23 @@ def _tracked(folder: Path) -> dict[str, str | None]:
 def _baselines(path: Path, predictions: list[dict[str, Any]], task: ScoresTask) -> dict[str, Matrix]:
     lines = {line["id"]: line for line in read_jsonl(path)}
     names = [name for name in next(iter(lines.values())) if name != "id"]
+    silent = dict.fromkeys(task.keys, np.nan)
     return {
-        name: np.array([[lines[row["id"]][name][key] for key in task.keys] for row in predictions], dtype=float)
+        name: np.array(
+            [[(lines[row["id"]][name] or silent)[key] for key in task.keys] for row in predictions], dtype=float
+        )
         for name in names
     }
+
+
+def _model_baselines(
+    folder: Path, test: dict[str, Any], predictions: list[dict[str, Any]], task: ScoresTask
+) -> dict[str, Matrix]:
+    """What `ppe-lora baselines RECIPE --models` wrote for these test rows, if it did."""
+    found = _optional(folder / "manifest.json")
+    if found is None or found["inputs"]["test_rows"] != test["inputs"]["test_rows"]:
+        return {}
+    return _baselines(folder / "predictions.jsonl", predictions, task)
 
 
 def _epoch_seconds(path: Path) -> dict[int, float]:

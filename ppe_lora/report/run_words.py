@@ -11,6 +11,9 @@ NAMES = {
     "constant": Words("middle of the range, always", "常に範囲の中央を回答"),
     "train_mean": Words("train mean, always", "常に学習データの平均を回答"),
     "ridge": Words("ridge regression on character n-grams", "文字 n-gram のリッジ回帰"),
+    "embeddings": Words("ridge regression on sentence embeddings", "文埋め込みのリッジ回帰"),
+    "untuned": Words("base model untuned, greedy text", "未調整のベースモデル(貪欲デコードの文字列)"),
+    "plain_sft": Words("plain SFT, greedy text", "通常の SFT(貪欲デコードの文字列)"),
     "greedy": Words("this model, greedy text", "このモデル(貪欲デコードの文字列)"),
     "posterior_mean": Words("this model, posterior mean", "このモデル(分布の平均)"),
     "posterior_median": Words("this model, posterior median", "このモデル(分布の中央値)"),
@@ -20,6 +23,9 @@ _SHORT = {
     "constant": Words("the middle of the range", "範囲の中央"),
     "train_mean": Words("the train mean", "学習平均"),
     "ridge": Words("n-gram ridge regression", "n-gram リッジ回帰"),
+    "embeddings": Words("embedding ridge regression", "埋め込みリッジ回帰"),
+    "untuned": Words("the untuned base model", "未調整のベースモデル"),
+    "plain_sft": Words("plain SFT with greedy text", "通常の SFT(貪欲)"),
 }
 Mark = Literal["good", "unsure", "bad"]
 

@@ -1,4 +1,4 @@
-"""A run's test rows decoded by something else than the run: by its base model alone, or by another adapter."""
+"""A run's test rows decoded by something else than the run: its base model alone, another adapter, plain SFT."""
 
 from pathlib import Path
 
@@ -8,9 +8,12 @@ from ppe_lora.errors import RunError
 from ppe_lora.evaluation.correct import corrected
 from ppe_lora.evaluation.metrics import METRIC_VERSION
 from ppe_lora.recipe import Recipe
+from ppe_lora.recipe.schema import Objective
 from ppe_lora.student.evaluate import evaluate_student, write_evaluation
 from ppe_lora.student.processes import processes
 from ppe_lora.student.ready import make_ready
+from ppe_lora.student.test_rows import evaluate_test_rows
+from ppe_lora.student.training import train
 
 
 def evaluate_other(recipe: Recipe, data_dir: Path, run_dir: Path, adapter: Path | None, folder: Path) -> None:
@@ -56,3 +59,33 @@ def evaluate_other(recipe: Recipe, data_dir: Path, run_dir: Path, adapter: Path 
         write_evaluation(folder, result)
         write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device))
     state.wait_for_everyone()
+
+
+def evaluate_base(recipe: Recipe, data_dir: Path, run_dir: Path) -> Path:
+    """Decode a run's test rows with its base model as it is; the evaluation's folder, in the run. Raises as
+    `evaluate_other` does."""
+    folder = run_dir / "test_base"
+    evaluate_other(recipe, data_dir, run_dir, None, folder)
+    return folder
+
+
+def train_plain_sft(recipe: Recipe, data_dir: Path, run_dir: Path) -> Path:
+    """Train the run's recipe on text alone, select its best epoch by greedy text, and decode the test rows with that:
+    what a trainer without numbers makes of the same rows, order and rate. The folder of that run, in the run; what is
+    complete is not repeated, what was interrupted goes on.
+
+    Raises:
+        RunError: The folder holds another run, or cannot be written.
+        Interrupted: A signal came; the state is saved.
+    """
+    plain = recipe.model_copy(
+        update={
+            "name": f"{recipe.name}_plain_sft",
+            "train": recipe.train.model_copy(update={"objective": Objective()}),
+            "evaluate": recipe.evaluate.model_copy(update={"read_out": "greedy", "gate": 0.0, "latency_rows": 0}),
+        }
+    )
+    folder = run_dir / "plain_sft"
+    train(plain, data_dir, folder, resume=True)
+    evaluate_test_rows(plain, data_dir, folder)
+    return folder

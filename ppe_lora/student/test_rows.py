@@ -2,8 +2,7 @@
 
 import csv
 import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest,
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
 from ppe_lora.errors import RunError
-from ppe_lora.evaluation.baselines import baseline_answers
+from ppe_lora.evaluation.baselines import baseline_answers, baseline_lines
 from ppe_lora.evaluation.calibration import read_calibration
 from ppe_lora.evaluation.correct import corrected
-from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix, Scale, mse_norm
+from ppe_lora.evaluation.metrics import METRIC_VERSION, Scale, mse_norm
 from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.evaluation.test_set import check_test_rows, note_test_rows
 from ppe_lora.recipe import Recipe
@@ -26,7 +25,6 @@ from ppe_lora.student.head import Head
 from ppe_lora.student.machine import device_name
 from ppe_lora.student.processes import processes
 from ppe_lora.student.ready import make_ready
-from ppe_lora.tasks.scores import ScoresTask
 
 WORST_CASES = 50
 _FORMAT = 4
@@ -107,22 +105,13 @@ def _write_test(
         metrics |= calibrated
     result = result._replace(metrics=metrics, predictions=predictions)
     write_evaluation(run_dir / "test", result)
-    write_text(run_dir / "test" / "baseline_predictions.jsonl", _baseline_lines(rows, others, task))
+    write_text(run_dir / "test" / "baseline_predictions.jsonl", baseline_lines([row.id for row in rows], others, task))
     write_text(run_dir / "worst_cases.csv", _worst_cases(result, recipe))
     return result
 
 
 def _weights(quantization: str, dtype: str) -> str:
     return dtype.removeprefix("torch.") if quantization == "none" else quantization
-
-
-def _baseline_lines(rows: Sequence[Row], answers: Mapping[str, Matrix], task: ScoresTask) -> str:
-    """One JSON line a row: its id, and by baseline what it answers (unrounded to the task's decimals)."""
-    lines = []
-    for index, row in enumerate(rows):
-        told = {name: dict(zip(task.keys, NK[index].round(4).tolist(), strict=True)) for name, NK in answers.items()}
-        lines.append(json.dumps({"id": row.id, **told}) + "\n")
-    return "".join(lines)
 
 
 def _worst_cases(result: Evaluation, recipe: Recipe) -> str:

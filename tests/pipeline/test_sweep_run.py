@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ppe_lora.artifacts import read_json
+from ppe_lora.artifacts import read_json, read_jsonl
 from tests.command import ppe_lora
 from tests.runs import TASK_YAML, make_rows
 
@@ -14,7 +14,7 @@ SECTIONS = (
     TASK_YAML,
     "data: {name: d, split: {valid: 0.2, test: 0.2, group: 1.0}, source: {kind: import, source_dir: ., "
     "files: {f: {path: source.jsonl}}, request: f.text, target: {a: f.a, b: f.b}}}",
-    "train: {epochs: 1, rows_per_step: 4, rows_per_micro_step: 4, learning_rate: 3e-3}",
+    "train: {epochs: 1, rows_per_step: 4, rows_per_micro_step: 4, learning_rate: 3e-3, objective: {raft: 1}}",
     "evaluate: {gate: 0.0, latency_rows: 1, read_out: posterior_mean}",
     "export: {verify_rows: 2}",
 )
@@ -91,6 +91,30 @@ def test_a_run_is_compared_with_its_base_model_with_another_run_and_with_an_epoc
     capsys.readouterr()
     assert ppe_lora("compare", "r4", epoch) == 0
     assert f"{rows} test rows show no difference between r4 and r4/epochs/0" in capsys.readouterr().out
+
+
+def test_a_run_is_measured_against_its_untuned_base_and_plain_sft(swept, capsys):
+    """Both answer the run's own test rows, are kept and shown by its report; the second time none is trained."""
+    recipe = "ranks/r4.yaml"
+    assert ppe_lora("baselines", recipe) == 0
+    assert "--models" in capsys.readouterr().out
+    assert not Path("checkpoints/r4/baselines").exists()
+    assert ppe_lora("baselines", recipe, "--models") == 0
+    assert "plain SFT, greedy text" in " ".join(capsys.readouterr().out.split())
+    plain = Path("checkpoints/r4/plain_sft")
+    assert read_json(plain / "manifest.json")["inputs"]["recipe"]["train"]["objective"]["raft"] == 0
+    when = (plain / "manifest.json").stat().st_mtime_ns
+    kept = {line["id"]: line for line in read_jsonl(Path("checkpoints/r4/baselines/predictions.jsonl"))}
+    for line in read_jsonl(plain / "test" / "eval_predictions.jsonl"):
+        assert kept[line["id"]]["plain_sft"] == line["parsed"]
+    assert ppe_lora("report", "checkpoints/r4") == 0
+    summary = Path("checkpoints/r4/summary.md").read_text(encoding="utf-8")
+    assert "| plain SFT, greedy text |" in summary
+    assert "| base model untuned, greedy text |" in summary
+    assert ppe_lora("baselines", recipe, "--models") == 0
+    assert (plain / "manifest.json").stat().st_mtime_ns == when
+    assert ppe_lora("baselines", recipe, "name=never_run", "--models") == 2
+    assert "expected a run folder" in capsys.readouterr().err
 
 
 def test_an_adapter_of_another_shape_is_refused(swept, capsys):

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
+from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ppe_lora.artifacts import read_json
-from ppe_lora.corpus.rows import Row, row_id, split_path, targets_matrix, write_rows
+from ppe_lora.corpus.rows import Row, read_rows, row_id, split_path, targets_matrix, write_rows
 from ppe_lora.errors import DataError, Interrupted, ModelError, RunError, SelectionError
 from ppe_lora.recipe import load_recipe
-from ppe_lora.recipe.schema import Evaluate, Train
+from ppe_lora.recipe.schema import Evaluate, Lora, Train
 from ppe_lora.student import callbacks, training
 from ppe_lora.student.attention import IMPLEMENTATION
 from ppe_lora.student.callbacks import Checkpoints, _divergence, is_exhausted
@@ -132,6 +135,37 @@ def test_micro_steps_do_not_change_the_result(speaker, one_process, tmp_path):
     other = run_in(tmp_path, speaker, TRAIN.format(micro=2), EVALUATE)
     for name, tensor in adapter_of(one_process).items():
         torch.testing.assert_close(adapter_of(other)[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_text_alone_is_plain_sft(speaker, tmp_path):
+    """Without terms for the numbers, the run is what TRL makes of the same prompts and completions by its own
+    tokenization, padding and loss: the same adapter after two epochs."""
+    text_alone = TRAIN.format(micro=4).replace("raft: 1, head: 1", "").replace("epochs: 1", "epochs: 2")
+    ours = run_in(tmp_path, speaker, text_alone, EVALUATE)
+    tokenizer = AutoTokenizer.from_pretrained(speaker)
+    rows = read_rows(split_path(tmp_path / "data" / "d", "train"), TASK)
+    said = [
+        {
+            "prompt": tokenizer.apply_chat_template(
+                TASK.messages(row.request, "en"), tokenize=False, add_generation_prompt=True
+            ),
+            "completion": TASK.render(row.target),  # TRL adds the end token
+        }
+        for row in rows
+    ]
+    config = SFTConfig(
+        output_dir=str(tmp_path / "trl"), num_train_epochs=2, learning_rate=5e-3, per_device_train_batch_size=8,
+        lr_scheduler_type="cosine", warmup_steps=0.05, seed=0, data_seed=0, use_cpu=True, bf16=False, report_to="none",
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    model = attach_lora(AutoModelForCausalLM.from_pretrained(speaker), Lora(rank=4), seed=0)
+    start = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    SFTTrainer(model, config, train_dataset=Dataset.from_list(said), processing_class=tokenizer).train()
+    trained = load_file(ours / "epochs" / "002" / "adapter" / "adapter_model.safetensors")
+    for name, tensor in get_peft_model_state_dict(model).items():
+        moved = (tensor - start[name]).norm()
+        assert moved > 0.1
+        assert (trained[name] - tensor).norm() < 1e-3 * moved, name
 
 
 def test_a_resumed_run_keeps_its_automatic_rows(speaker, one_process, tmp_path, monkeypatch, capsys):

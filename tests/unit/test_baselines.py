@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
-from ppe_lora.evaluation.baselines import ridge_mse_norm, train_mean_mse_norm
+from ppe_lora.evaluation.baselines import ridge_answers, train_mean_mse_norm
+from ppe_lora.evaluation.metrics import Scale, mse_norm
 from ppe_lora.tasks.scores import ScoresTask
 from tests.runs import TASK, make_rows
+
+
+def ridge_mse_norm(train_texts, train_NK, texts, target_NK, task):
+    return mse_norm(ridge_answers(train_texts, train_NK, texts, task), target_NK, Scale(task.low, task.high))
 
 
 def test_ridge_reads_words_and_beats_the_mean():

@@ -111,17 +111,19 @@ class Ladder(NamedTuple):
 
     def measure(self, rates: list[str], rungs: list[str]) -> dict[str, Any]:
         """Train these rungs at every rate, decode the test rows with the best, and collect answers in task units."""
-        self._run("data", "build")
+        self._run("data build")
         recipe = load_recipe(self.recipe, self.overrides)
         raw = baselines(recipe) | {"models": {}}
         for rung in rungs:
             tried = {}
             for rate in rates:
-                self._run("train", "--resume", *self._chosen(rung, rate))
+                self._run("train --resume", *self._chosen(rung, rate))
                 metrics = read_json(self._folder(rung, rate) / "best" / "eval_metrics.json")
                 tried[rate] = metrics["mse_norm_posterior_mean"]
             best = min(tried, key=lambda rate: tried[rate])
             self._run("evaluate", *self._chosen(rung, best))
+            if rung == rungs[0]:
+                raw["baselines"] |= untuned(self._folder(rung, best), recipe)
             raw["models"][rung] = predictions(self._folder(rung, best), recipe) | {"rate": best, "valid": tried}
         return raw
 
@@ -131,15 +133,13 @@ class Ladder(NamedTuple):
     def _folder(self, rung: str, rate: str) -> Path:
         return Path("checkpoints") / f"{self.name}_{rung}_{rate}"
 
-    def _run(self, *arguments: str) -> None:
-        ppe_lora(self.recipe, *arguments, *self.overrides)
+    def _run(self, command: str, *overrides: str) -> None:
+        ppe_lora(command, str(self.recipe), *overrides, *self.overrides)
 
 
-def ppe_lora(recipe: Path, *arguments: str) -> None:
-    """Run a command on a recipe: `data build` or `train --resume` first, then overrides."""
-    words = [word for word in arguments if "=" not in word]
-    overrides = [word for word in arguments if "=" in word]
-    done = subprocess.run([sys.executable, "-m", "ppe_lora", *words, str(recipe), *overrides], check=False)
+def ppe_lora(command: str, *arguments: str) -> None:
+    """Run a command such as `train --resume` on a recipe and its overrides."""
+    done = subprocess.run([sys.executable, "-m", "ppe_lora", *command.split(), *arguments], check=False)
     if done.returncode:
         raise SystemExit(done.returncode)  # the command has said why
 
@@ -180,14 +180,27 @@ def untuned_head(recipe: Recipe, train: list[Row], test: list[Row]) -> Matrix:
     return head.read(of_layers(states[1], layers, head.layers), recipe.task.low, recipe.task.high)
 
 
-def predictions(run: Path, recipe: Recipe) -> dict[str, Any]:
-    """What a run says about the test rows; null for a rejected answer."""
-    rows = read_jsonl(run / "test" / "eval_predictions.jsonl")
-    calibration, metrics = read_json(run / "calibration.json"), read_json(run / "test" / "eval_metrics.json")
-    fields = ("posterior_mean", "calibrated")
+def untuned(run: Path, recipe: Recipe) -> dict[str, Any]:
+    """What the base model of a run says about its test rows, told by the instruction only."""
+    ppe_lora("compare base", str(run))
+    said = answers(run / "test_base", recipe, "posterior_mean")
+    return {f"base model untuned, {read_out}": said[read_out] for read_out in said}
+
+
+def answers(evaluation: Path, recipe: Recipe, *fields: str) -> dict[str, Any]:
+    """Greedy answers and others of an evaluation; null for a rejected one."""
+    rows = read_jsonl(evaluation / "eval_predictions.jsonl")
     return {
         "greedy": [row["parsed"] and list(row["parsed"].values()) for row in rows],
         **{field: [[row[field][key] for key in recipe.task.keys] for row in rows] for field in fields},
+    }
+
+
+def predictions(run: Path, recipe: Recipe) -> dict[str, Any]:
+    """What a run says about the test rows."""
+    calibration, metrics = read_json(run / "calibration.json"), read_json(run / "test" / "eval_metrics.json")
+    return {
+        **answers(run / "test", recipe, "posterior_mean", "calibrated"),
         "calibration": calibration["kind"],
         "coverage": metrics["coverage_calibrated@80"],
         "json_valid_rate": metrics["json_valid_rate"],
@@ -198,15 +211,15 @@ def predictions(run: Path, recipe: Recipe) -> dict[str, Any]:
 def table(raw: dict[str, Any]) -> list[Line]:
     """The ladder from raw predictions."""
     target_NK, mean_NK = np.array(raw["target"]), np.array(raw["baselines"]["train mean"])
-    lines = [_line(name, np.array(said), target_NK, mean_NK, None) for name, said in raw["baselines"].items()]
+    lines = [_line(name, said, target_NK, mean_NK, None) for name, said in raw["baselines"].items()]
     for rung, model in raw["models"].items():
         for read_out in ("greedy", "posterior_mean", "calibrated"):
-            said_NK = np.array([said or mean for said, mean in zip(model[read_out], mean_NK.tolist(), strict=True)])
-            lines.append(_line(f"{rung}, {read_out}", said_NK, target_NK, mean_NK, model["seconds"]))
+            lines.append(_line(f"{rung}, {read_out}", model[read_out], target_NK, mean_NK, model["seconds"]))
     return lines
 
 
-def _line(name: str, said_NK: Matrix, target_NK: Matrix, mean_NK: Matrix, seconds: float | None) -> Line:
+def _line(name: str, said: list[Any], target_NK: Matrix, mean_NK: Matrix, seconds: float | None) -> Line:
+    said_NK = np.array([one or mean for one, mean in zip(said, mean_NK.tolist(), strict=True)])
     error_N, mean_error_N = (((some - target_NK) ** 2).mean(axis=1) / SPAN**2 for some in (said_NK, mean_NK))
     gain_N = error_N - mean_error_N
     low, high = 0.0, 0.0
@@ -263,8 +276,8 @@ def sanity() -> None:
     ]
     for rung in ("cross_entropy", "numbers"):
         name = f"accuracy_quick_{rung}"
-        for command in (["data", "build"], ["train", "--fresh"]):
-            ppe_lora(Path("recipes/demo.yaml"), *command, f"name={name}", *demo, *RUNGS[rung])
+        for command in ("data build", "train --fresh"):
+            ppe_lora(command, "recipes/demo.yaml", f"name={name}", *demo, *RUNGS[rung])
         metrics = read_json(Path("checkpoints") / name / "best" / "eval_metrics.json")
         print(f"{rung}: json_valid_rate {metrics['json_valid_rate']:.2f}, "
               f"posterior mean {metrics['mse_norm_posterior_mean']:.4f}, "

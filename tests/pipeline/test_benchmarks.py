@@ -67,7 +67,7 @@ def test_every_way_to_decode_is_timed(tmp_path, monkeypatch, capsys):
     headline = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert headline["identical_rate"] == 1
     seconds = json.loads((tmp_path / "decode_speed_mistral-7b.json").read_text())["seconds"]
-    assert len(seconds) == 3 + 1 + len(module.GENERATE_BATCHES) + 1
+    assert len(seconds) == 4 + 1 + len(module.GENERATE_BATCHES) + 3
 
 
 def test_every_attention_kernel_is_checked(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,8 @@
 
     python benchmarks/pictures.py [--out docs]
 
-Draws `accuracy.svg` (the ladder on human ratings) and `training_speed.svg` from the raw figures in benchmarks/results.
+Draws `accuracy.svg` (the ladder on human ratings), `data_sizes.svg` (its curve over training rows) and
+`training_speed.svg` from the raw figures in benchmarks/results.
 """
 
 import argparse
@@ -30,6 +31,16 @@ BASELINES = (
     "ridge on character n-grams",
     "ridge on sentence embeddings (multilingual-e5-small)",
 )
+
+SIZES = (250, 500, 1000, 2000)
+CURVE = {
+    "cross_entropy, greedy": "plain SFT, greedy text",
+    "cross_entropy, calibrated": "plain SFT, calibrated",
+    "ridge on character n-grams": "n-gram ridge",
+    "ridge on sentence embeddings (multilingual-e5-small)": "e5 embedding ridge",
+    "train mean": "train mean",
+    "head, calibrated": "ppe_lora, served",
+}
 
 
 @mpl.rc_context(STYLE)
@@ -62,6 +73,35 @@ def draw_accuracy(out: Path) -> None:
     bars("Six emotion scores rated by people (EmoBank)", "mse_norm on 1,000 test rows; lower is better", named, out)
 
 
+@mpl.rc_context(STYLE)
+def draw_data_sizes(out: Path) -> None:
+    """Mean squared error on the same 1,000 test rows by training rows, each name at the end of its line."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes: Any = figure.subplots()
+    measured = [{line.name: line.mse_norm for line in table(by_size(rows))} for rows in SIZES]
+    for name, shown in CURVE.items():
+        ours = name == "head, calibrated"
+        own = [lines[name] for lines in measured]
+        colour = OURS if ours else OTHERS
+        axes.plot(SIZES, own, marker="o", color=colour, linewidth=2.5 if ours else 1.5)
+        end, beside = (SIZES[-1], own[-1]), {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{shown} {own[-1]:.5f}", end, color=colour, **beside)
+    axes.set_xscale("log")
+    axes.set_xticks(SIZES, [f"{rows:,}" for rows in SIZES])
+    axes.minorticks_off()
+    axes.set_xlabel("training rows")
+    axes.set_ylabel("mse_norm on 1,000 test rows")
+    axes.set_title("Six emotion scores rated by people (EmoBank)", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, metadata={"Date": None})
+
+
+def by_size(rows: int) -> dict[str, Any]:
+    """The ladder's raw predictions with that many training rows; the recipe's own number is the headline's file."""
+    path = COMMITTED if rows == SIZES[-1] else COMMITTED.with_stem(f"{COMMITTED.stem}_{rows}")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
 def draw_training_speed(out: Path) -> None:
     """Rows per second of every way to train the same rows."""
     raw = json.loads((RESULTS / "train_speed_tiny.json").read_text(encoding="utf-8"))
@@ -83,6 +123,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     draw_accuracy(asked.out / "accuracy.svg")
+    draw_data_sizes(asked.out / "data_sizes.svg")
     draw_training_speed(asked.out / "training_speed.svg")
 
 

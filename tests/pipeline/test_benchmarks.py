@@ -148,6 +148,7 @@ def test_pictures_show_the_committed_figures(tmp_path, monkeypatch):
     drawn = {path.name: re.findall(r">([^<>]+)</text>", path.read_text()) for path in tmp_path.glob("*.svg")}
     assert {name: len(words) > 10 for name, words in drawn.items()} == {
         "accuracy.svg": True,
+        "data_sizes.svg": True,
         "training_speed.svg": True,
     }
     for name, words in drawn.items():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
-from ppe_lora.artifacts import hash_file, read_json, read_jsonl, write_json, write_text
+from ppe_lora.artifacts import hash_file, read_json, read_jsonl, write_json, write_manifest, write_text
 from ppe_lora.recipe import load_recipe
 from ppe_lora.report.checklist import checklist
 from ppe_lora.report.run_analysis import analyse
@@ -127,6 +127,39 @@ def test_the_numbers_are_those_of_the_files(browser: Browser, here: Path) -> Non
     covered = page.locator("#covered tr[data-key=all] td").first.inner_text()
     assert 60 < float(covered.split()[0]) < 95
     page.context.close()
+
+
+def test_baselines_that_are_models_are_shown_while_they_are_of_these_rows(browser: Browser, here: Path) -> None:
+    """As `ppe-lora baselines --models` leaves them, a rejected answer as wrong as can be. The four answers still fit
+    on a phone's first screen."""
+    run = shutil.copytree(here / "checkpoints" / "profile", here / "checkpoints" / "measured")
+    rows = read_jsonl(run / "test" / "eval_predictions.jsonl")
+    flat = dict.fromkeys(KEYS, 50.0)
+    lines = [
+        {"id": row["id"], "embeddings": flat, "untuned": None if at else flat, "plain_sft": near}
+        for at, row in enumerate(rows)
+        for near in [{key: abs(value - 1) for key, value in row["target"].items()}]
+    ]
+    write_text(run / "baselines" / "predictions.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    test_rows = read_json(run / "test" / "manifest.json")["inputs"]["test_rows"]
+    write_manifest(run / "baselines", {"test_rows": test_rows})
+    assert ppe_lora("report", "checkpoints/measured") == 0
+    page, faults = open_page(browser, run / "report.html", 390, locale="en-US")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert faults == []
+    assert page.locator(".answers article").last.evaluate("e => e.getBoundingClientRect().bottom") <= 844
+    said = {
+        name: float(page.locator(f"[data-bar='{name}'] .figure").first.inner_text())
+        for name in ("plain SFT, greedy text", "base model untuned, greedy text", "middle of the range, always")
+    }
+    assert said["plain SFT, greedy text"] == pytest.approx(0.0001)
+    assert said["base model untuned, greedy text"] > 2 * said["middle of the range, always"]
+    page.context.close()
+    assert "but worse than plain SFT with greedy text" in (run / "summary.md").read_text()
+
+    write_manifest(run / "baselines", {"test_rows": "others"})
+    assert ppe_lora("report", "checkpoints/measured") == 0
+    assert "plain SFT" not in (run / "summary.md").read_text()
 
 
 def test_hostile_texts_and_answers_are_shown_as_they_are(browser: Browser, here: Path) -> None:

@@ -2,12 +2,13 @@
 
     python benchmarks/accuracy.py --data EMOBANK_CORPUS_FOLDER      human ratings: recipes/emobank_smollm2.yaml
     python benchmarks/accuracy.py --recipe recipes/demo.yaml        the scripted teacher's requests
-        [--quick] [--out DIR] [--rates RATE ...] [--rungs RUNG ...] [--train-rows N]
+        [--quick] [--out DIR] [--rates RATE ...] [--rungs RUNG ...] [--train-rows N] [--without-base]
 
 Every rung trains the same adapter on the same rows in the same order, at the learning rate that is best on the
 validation rows; the test rows are decoded once, by that one. The first rung is plain SFT: its greedy text is what other
 trainers give, the same model's posterior mean the next line. Rejected answers count as the train mean. Training that is
-complete is not repeated, an interrupted one goes on. `--train-rows` takes fewer rows, for a curve over data sizes.
+complete is not repeated, an interrupted one goes on; rungs that are not named stay in the file as they were measured
+before. `--train-rows` takes fewer rows, for a curve over data sizes.
 
 Raw predictions go to DIR/accuracy_RECIPE.json (accuracy_RECIPE_N.json); the table and its intervals (paired bootstrap
 over test rows) are made from that file alone. `--quick` makes them from the committed file, and trains the first two
@@ -54,6 +55,7 @@ RUNGS = {
     "numbers_head": objective(raft=1, crps=1, head=True),
     "numbers_request": objective(raft=1, crps=1, slots="request"),
 }
+UNTUNED = {f"base model untuned, {read_out}": read_out for read_out in ("greedy", "posterior_mean")}
 SPAN = 100.0
 Matrix = NDArray[np.float64]
 
@@ -79,6 +81,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--train-rows", type=int)
+    parser.add_argument("--without-base", action="store_true", help="do not decode with the untuned base model")
     parser.add_argument("--rates", nargs="+", default=["1e-4", "2e-4", "5e-4"])
     parser.add_argument("--rungs", nargs="+", default=list(RUNGS), choices=RUNGS)
     asked = parser.parse_args()
@@ -92,9 +95,11 @@ def main() -> None:
         if rows is not None:
             overrides += [f"data.split.max_rows.train={rows}", f"data.name={asked.recipe.stem}{part}"]
         ladder = Ladder(asked.recipe, overrides, f"accuracy_{asked.recipe.stem}{part}")
-        raw = ladder.measure(asked.rates, asked.rungs)
+        path = asked.out / f"{ladder.name}.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        raw = ladder.measure(asked.rates, asked.rungs, before, with_base=not asked.without_base)
         asked.out.mkdir(parents=True, exist_ok=True)
-        (asked.out / f"{ladder.name}.json").write_text(json.dumps(raw) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(raw) + "\n", encoding="utf-8")
     lines = table(raw)
     print_table(lines, raw["keys"])
     print(json.dumps(headline(lines, raw)))
@@ -109,11 +114,15 @@ class Ladder(NamedTuple):
     name: str
     """Of the runs, before the rung and the rate."""
 
-    def measure(self, rates: list[str], rungs: list[str]) -> dict[str, Any]:
-        """Train these rungs at every rate, decode the test rows with the best, and collect answers in task units."""
+    def measure(self, rates: list[str], rungs: list[str], before: dict[str, Any], *, with_base: bool) -> dict[str, Any]:
+        """Train these rungs at every rate, decode the test rows with the best, if wanted also with the untuned base
+        model, and collect answers in task units; other rungs stay as they were measured in the same setting before."""
         self._run("data build")
         recipe = load_recipe(self.recipe, self.overrides)
-        raw = baselines(recipe) | {"models": {}}
+        raw = {"setting": setting(recipe), **baselines(recipe), "models": {}}
+        if before.get("setting") == raw["setting"]:
+            raw["baselines"] |= {name: before["baselines"][name] for name in before["baselines"] if name in UNTUNED}
+            raw["models"] |= before["models"]
         for rung in rungs:
             tried = {}
             for rate in rates:
@@ -122,9 +131,10 @@ class Ladder(NamedTuple):
                 tried[rate] = metrics["mse_norm_posterior_mean"]
             best = min(tried, key=lambda rate: tried[rate])
             self._run("evaluate", *self._chosen(rung, best))
-            if rung == rungs[0]:
-                raw["baselines"] |= untuned(self._folder(rung, best), recipe)
             raw["models"][rung] = predictions(self._folder(rung, best), recipe) | {"rate": best, "valid": tried}
+        if with_base:
+            rung, model = next(iter(raw["models"].items()))
+            raw["baselines"] |= untuned(self._folder(rung, model["rate"]), recipe)
         return raw
 
     def _chosen(self, rung: str, rate: str) -> list[str]:
@@ -142,6 +152,13 @@ def ppe_lora(command: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "ppe_lora", *command.split(), *arguments], check=False)
     if done.returncode:
         raise SystemExit(done.returncode)  # the command has said why
+
+
+def setting(recipe: Recipe) -> dict[str, Any]:
+    """What all rungs have in common: rungs of another setting do not stand in the same table."""
+    train = recipe.train.model_dump(mode="json", exclude={"objective", "learning_rate"})
+    version = read_json(Path("data") / recipe.data.name / "manifest.json")["dataset_version"]
+    return {"student": recipe.student.model_dump(mode="json"), "train": train, "dataset_version": version}
 
 
 def baselines(recipe: Recipe) -> dict[str, Any]:
@@ -184,7 +201,7 @@ def untuned(run: Path, recipe: Recipe) -> dict[str, Any]:
     """What the base model of a run says about its test rows, told by the instruction only."""
     ppe_lora("compare base", str(run))
     said = answers(run / "test_base", recipe, "posterior_mean")
-    return {f"base model untuned, {read_out}": said[read_out] for read_out in said}
+    return {name: said[read_out] for name, read_out in UNTUNED.items()}
 
 
 def answers(evaluation: Path, recipe: Recipe, *fields: str) -> dict[str, Any]:

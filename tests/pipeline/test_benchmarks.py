@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import MistralConfig
 
+from ppe_lora.artifacts import write_json
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.load import load_base
 from ppe_lora.student.tokenizer import load_tokenizer
@@ -137,6 +138,38 @@ def test_the_ladder_is_made_from_its_raw_predictions():
     assert sum(line.seconds is not None for line in demo) == 12
     for line in demo:
         assert line.seconds is None or f"{line.mse_norm:.4f}" in readme
+
+
+def test_a_rung_stays_in_the_table_while_its_setting_does(tmp_path, monkeypatch):
+    """A table of which one line was trained in other steps, or on other rows, would compare nothing."""
+    module = benchmark("accuracy")
+    recipe = BENCHMARKS.parent / "recipes" / "demo.yaml"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "ppe_lora", lambda *_: None)
+    monkeypatch.setattr(module, "baselines", lambda _: {"baselines": {"train mean": []}})
+    monkeypatch.setattr(module, "predictions", lambda run, _: {"run": run.name})
+    write_json(Path("data/demo/manifest.json"), {"dataset_version": "1"})
+    for rate, error in (("1e-3", 0.2), ("2e-4", 0.1)):
+        for rung in ("cross_entropy", "head"):
+            metrics = {"mse_norm_posterior_mean": error}
+            write_json(Path(f"checkpoints/ladder_{rung}_{rate}/best/eval_metrics.json"), metrics)
+
+    def measure(rungs, before, *overrides):
+        return module.Ladder(recipe, list(overrides), "ladder").measure(
+            ["1e-3", "2e-4"], rungs, before, with_base=False
+        )
+
+    first = measure(["cross_entropy"], {})
+    first["baselines"]["base model untuned, greedy"] = [None]
+    both = measure(["head"], first)
+    assert {name: model["run"] for name, model in both["models"].items()} == {
+        "cross_entropy": "ladder_cross_entropy_2e-4",
+        "head": "ladder_head_2e-4",
+    }
+    assert both["baselines"].keys() == {"train mean", "base model untuned, greedy"}
+    assert list(measure(["head"], first, "train.epochs=1")["models"]) == ["head"]
+    write_json(Path("data/demo/manifest.json"), {"dataset_version": "2"})
+    assert list(measure(["head"], first)["models"]) == ["head"]
 
 
 def test_pictures_show_the_committed_figures(tmp_path, monkeypatch):

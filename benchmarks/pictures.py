@@ -25,6 +25,8 @@ NAMES = {
     "cross_entropy, calibrated": "plain SFT, calibrated",
     "head, posterior_mean": "head's term, posterior mean",
     "head, calibrated": "head's term, calibrated",
+    "numbers_head, posterior_mean": "RAFT, CRPS and head's term, posterior mean",
+    "numbers_head, calibrated": "RAFT, CRPS and head's term, calibrated",
 }
 BASELINES = (
     "train mean",
@@ -32,7 +34,7 @@ BASELINES = (
     "ridge on sentence embeddings (multilingual-e5-small)",
 )
 
-SIZES = (250, 500, 1000, 2000)
+SIZES = (250, 500, 2000)
 CURVE = {
     "cross_entropy, greedy": "plain SFT, greedy text",
     "cross_entropy, calibrated": "plain SFT, calibrated",
@@ -97,8 +99,8 @@ def draw_data_sizes(out: Path) -> None:
 
 
 def by_size(rows: int) -> dict[str, Any]:
-    """The ladder's raw predictions with that many training rows; the recipe's own number is the headline's file."""
-    path = COMMITTED if rows == SIZES[-1] else COMMITTED.with_stem(f"{COMMITTED.stem}_{rows}")
+    """The ladder's raw predictions with that many training rows."""
+    path = COMMITTED.with_stem(f"{COMMITTED.stem}_{rows}")
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -133,8 +133,8 @@ class Ladder(NamedTuple):
             self._run("evaluate", *self._chosen(rung, best))
             raw["models"][rung] = predictions(self._folder(rung, best), recipe) | {"rate": best, "valid": tried}
         if with_base:
-            rung, model = next(iter(raw["models"].items()))
-            raw["baselines"] |= untuned(self._folder(rung, model["rate"]), recipe)
+            run = self._folder(rungs[0], raw["models"][rungs[0]]["rate"])
+            raw["baselines"] |= untuned(run, recipe)
         return raw
 
     def _chosen(self, rung: str, rate: str) -> list[str]:
@@ -158,7 +158,8 @@ def setting(recipe: Recipe) -> dict[str, Any]:
     """What all rungs have in common: rungs of another setting do not stand in the same table."""
     train = recipe.train.model_dump(mode="json", exclude={"objective", "learning_rate"})
     version = read_json(Path("data") / recipe.data.name / "manifest.json")["dataset_version"]
-    return {"student": recipe.student.model_dump(mode="json"), "train": train, "dataset_version": version}
+    task, student = (section.model_dump(mode="json") for section in (recipe.task, recipe.student))
+    return {"task": task, "student": student, "train": train, "dataset_version": version}
 
 
 def baselines(recipe: Recipe) -> dict[str, Any]:

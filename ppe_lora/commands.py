@@ -174,8 +174,8 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
 
     Args:
         recipe: The experiment.
-        models: Whether to also decode the base model as it is, and to train plain SFT; both need the recipe's run,
-            whose report shows all of them from then on.
+        models: Whether to also decode the base model as it is, and to train plain SFT, both by the recipe that the
+            finished run of this name has; its report shows all of them from then on.
 
     Raises:
         DataError: The data set has not been built.
@@ -187,9 +187,11 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
     from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
     from ppe_lora.evaluation.baselines import baseline_answers, baseline_lines, embedding_answers
     from ppe_lora.evaluation.row_errors import squared_errors
-    from ppe_lora.evaluation.stored import common_ids
+    from ppe_lora.evaluation.stored import common_ids, read_run
     from ppe_lora.report.run_words import NAMES
 
+    if models:
+        recipe = read_run(run_dir(recipe)).recipe  # an unfinished run is named before anything is decoded
     task, test_path = recipe.task, split_path(data_dir(recipe), "test")
     train_rows, test_rows = (read_rows(split_path(data_dir(recipe), split), task) for split in ("train", "test"))
     others = _other_models(recipe) if models else {}
@@ -230,7 +232,6 @@ def _other_models(recipe: Recipe) -> "dict[str, Stored]":
     from ppe_lora.student.others import evaluate_base, train_plain_sft
 
     data, run = data_dir(recipe), run_dir(recipe)
-    read_run(run)  # an unfinished run is named before anything is decoded
     return {
         "untuned": read_evaluation(evaluate_base(recipe, data, run), "untuned", recipe),
         "plain_sft": read_run(train_plain_sft(recipe, data, run)),

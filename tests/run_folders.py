@@ -80,7 +80,7 @@ def make_run(
         predictions = _write(run_dir / "epochs" / f"{epoch:03d}", rows["valid"], train_NK, task, rng, own, (), times)
     calibration = None
     if len(predictions) >= LEAST_ROWS:
-        calibration = fit_calibration(*_posterior(predictions, task), task)
+        calibration = fit_calibration(*_posterior(predictions, task), task, train_NK.mean(axis=0))
         write_json(run_dir / "calibration.json", calibration.as_json(task))
     version = read_json(data_dir / "manifest.json")["dataset_version"]
     inputs = {"recipe": {"task": task.model_dump(mode="json")}, "dataset_version": version}

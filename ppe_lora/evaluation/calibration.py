@@ -1,20 +1,27 @@
-"""After training: a linear correction of the posterior means and intervals that cover, both from validation rows.
+"""After training: a linear correction of the posterior means and the width of intervals, both from validation rows.
 
 N rows, K keys, J inputs: the K posterior means and, where the student has a head (`ppe_lora/student/head.py`), the K
 scores that it reads. The correction is chosen by cross-validation, and none is the default:
 
     none     the posterior mean as it is
-    affine   per score, a + b * mean
-    joint    per score, ridge regression on all inputs
+    affine   per score, a + b * mean, least squares
+    joint    ridge regression of each score on all inputs
     head     what the head reads
-    blend    w * mean + (1 - w) * head, with one w between 0 and 1
+    blend    v * mean + w * head + (1 - v - w) * training mean, v and w the same for all scores, least squares
+
+Posterior means and the head's scores both keep towards the middle, as each should alone; together they may go further,
+so the weights of a blend need not lie between 0 and 1, and without a head it moves the posterior means only.
 
 The interval of a score is mean +- width * standard deviation of its distribution (of the uncorrected one), with the
-width that covered the wanted share of validation targets: split-conformal prediction with scaled residuals.
+width that covered the wanted share of validation targets, all scores together: conformal prediction with scaled
+residuals (Lei et al., 2018), which are held out from the fit of the correction, but not from its choice. The scores of
+one row belong together, and so the coverage is what a test set shows, not a guarantee.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,10 +32,15 @@ from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.tasks.scores import ScoresTask
 
 COVERAGE = 0.8
+_OF_COVERAGE = NormalDist().inv_cdf((1 + COVERAGE) / 2)
+"""Standard deviations to either side of a normal distribution's mean that hold this share."""
+WITHOUT_HEAD = "without_head"
+"""Where a calibration that uses the head keeps the one that does not."""
 _FOLDS = 5
 LEAST_ROWS = 20
 """Validation rows from which a correction is fitted."""
 _JOINT_ALPHA = 10.0
+"""Of inputs in standard deviations. Chosen by leave-one-out error for each score instead, it reads no better."""
 _LEAST_SD = 0.005
 """Smallest standard deviation that is believed, as a share of the range."""
 
@@ -66,9 +78,19 @@ class Calibration(NamedTuple):
         return np.clip(input_NJ @ self.weight_KJ.T + self.offset_K, task.low, task.high)
 
     def interval(self, center_NK: Matrix, sd_NK: Matrix, task: ScoresTask) -> tuple[Matrix, Matrix]:
-        """Lower and upper ends of the intervals around corrected scores, within the range."""
-        half_NK = self.width * np.maximum(sd_NK, _LEAST_SD * task.span)
+        """Lower and upper ends of the intervals around corrected scores, within the range.
+
+        Args:
+            center_NK: The corrected scores.
+            sd_NK: Standard deviations of the uncorrected distributions.
+            task: Gives the range.
+        """
+        half_NK = _OF_COVERAGE * self.deviation(sd_NK, task)
         return np.clip(center_NK - half_NK, task.low, task.high), np.clip(center_NK + half_NK, task.low, task.high)
+
+    def deviation(self, sd_NK: Matrix, task: ScoresTask) -> Matrix:
+        """Standard deviations of the corrected scores: those of normal distributions with the same intervals."""
+        return self.width / _OF_COVERAGE * np.maximum(sd_NK, _LEAST_SD * task.span)
 
     def as_json(self, task: ScoresTask) -> dict[str, Any]:
         """What travels with the model."""
@@ -84,14 +106,16 @@ class Calibration(NamedTuple):
         }
 
 
-def read_calibration(path: Path, task: ScoresTask) -> Calibration:
-    """The calibration that `as_json` wrote.
+def read_calibration(path: Path, task: ScoresTask, *, with_head: bool = True) -> Calibration:
+    """The calibration of a model, or the one of its posterior means alone, where nothing reads the head.
 
     Raises:
         ModelError: The file is of another task, or is no calibration.
     """
     try:
         stored = read_json(path)
+        if not with_head:
+            stored = stored.get(WITHOUT_HEAD, stored)
         found = Calibration(
             stored["kind"],
             np.array(stored["weight"], dtype=float),
@@ -109,11 +133,21 @@ def read_calibration(path: Path, task: ScoresTask) -> Calibration:
         or found.offset_K.shape != (len(keys),)
     ):
         raise ModelError(f"{path}: expected a calibration of {', '.join(task.keys)}; got one of {', '.join(keys)}")
+    if found.uses_head and not with_head:
+        raise ModelError(
+            f"{path}: expected a correction for engines, which do not read the head; got none; "
+            "run `ppe-lora evaluate RECIPE`, and `ppe-lora export RECIPE`"
+        )
     return found
 
 
 def fit_calibration(
-    mean_NK: Matrix, sd_NK: Matrix, target_NK: Matrix, task: ScoresTask, head_NK: Matrix | None = None
+    mean_NK: Matrix,
+    sd_NK: Matrix,
+    target_NK: Matrix,
+    task: ScoresTask,
+    train_mean_K: Matrix,
+    head_NK: Matrix | None = None,
 ) -> Calibration:
     """Fit on validation rows.
 
@@ -125,6 +159,7 @@ def fit_calibration(
         sd_NK: Their standard deviations.
         target_NK: The targets.
         task: Gives the range.
+        train_mean_K: Mean target of the training rows.
         head_NK: What the head reads from the same rows, fitted on others.
 
     Raises:
@@ -133,9 +168,10 @@ def fit_calibration(
     if len(mean_NK) < LEAST_ROWS:
         raise ValueError(f"calibration: expected at least {LEAST_ROWS} validation rows; got {len(mean_NK)}")
     input_NJ = _inputs(mean_NK, head_NK)
-    fits: dict[Kind, Fit] = {"none": _identity, "affine": _affine, "joint": _joint}
+    blend: Fit = partial(_blend, train_mean_K=train_mean_K)
+    fits: dict[Kind, Fit] = {"none": _identity, "affine": _affine, "joint": _joint, "blend": blend}
     if head_NK is not None:
-        fits |= {"head": _head, "blend": _blend}
+        fits["head"] = _head
     held_out = {kind: _out_of_fold(fit, input_NJ, target_NK, task) for kind, fit in fits.items()}
     error_N = {kind: (((read - target_NK) / task.span) ** 2).mean(axis=1) for kind, read in held_out.items()}
     kind: Kind = "none"
@@ -145,7 +181,7 @@ def fit_calibration(
         if sure and error_N[other].mean() < error_N[kind].mean():
             kind = other
     weight_KJ, offset_K = fits[kind](input_NJ, target_NK)
-    weight_KJ = weight_KJ if kind in ("joint", "head", "blend") else weight_KJ[:, : target_NK.shape[1]]
+    weight_KJ = weight_KJ[:, : target_NK.shape[1]] if kind in ("none", "affine") else weight_KJ
     residual_NK = np.abs(held_out[kind] - target_NK) / np.maximum(sd_NK, _LEAST_SD * task.span)
     level = min(1.0, np.ceil((residual_NK.size + 1) * COVERAGE) / residual_NK.size)
     width = float(np.quantile(residual_NK, level, method="higher"))
@@ -198,10 +234,9 @@ def _head(input_NJ: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
     return np.eye(keys, 2 * keys, k=keys), np.zeros(keys)
 
 
-def _blend(input_NJ: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
+def _blend(input_NJ: Matrix, target_NK: Matrix, train_mean_K: Matrix) -> tuple[Matrix, Matrix]:
     keys = target_NK.shape[1]
-    mean_NK, head_NK = input_NJ[:, :keys], input_NJ[:, keys:]
-    apart = float(((mean_NK - head_NK) ** 2).sum())
-    share = float(((mean_NK - head_NK) * (target_NK - head_NK)).sum()) / apart if apart else 0.0
-    share = min(max(share, 0.0), 1.0)
-    return share * np.eye(keys, 2 * keys) + (1 - share) * np.eye(keys, 2 * keys, k=keys), np.zeros(keys)
+    readings = [input_NJ[:, start : start + keys] for start in range(0, input_NJ.shape[1], keys)]
+    apart_MR = np.stack([(reading_NK - train_mean_K).ravel() for reading_NK in readings], axis=1)
+    weight_R = np.linalg.lstsq(apart_MR, (target_NK - train_mean_K).ravel())[0]
+    return np.kron(weight_R, np.eye(keys)), (1.0 - weight_R.sum()) * train_mean_K

@@ -13,14 +13,14 @@ from ppe_lora.student.trie import build_trie
 from ppe_lora.tasks.scores import ScoresTask
 
 
-def find_calibration(folder: Path, task: ScoresTask) -> Calibration | None:
-    """The calibration beside a model; None where it has none.
+def find_calibration(folder: Path, task: ScoresTask, *, with_head: bool = True) -> Calibration | None:
+    """The calibration beside a model, or the one for what does not read the head; None where it has none.
 
     Raises:
-        ModelError: It is of another task, or is no calibration.
+        ModelError: It is of another task, is no calibration, or there is none without the head.
     """
     path = folder / "calibration.json"
-    return read_calibration(path, task) if path.is_file() else None
+    return read_calibration(path, task, with_head=with_head) if path.is_file() else None
 
 
 class Reader:

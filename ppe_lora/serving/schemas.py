@@ -46,7 +46,9 @@ class BatchRequest(Strict):
 class ScoreUncertainty(Strict):
     """How sure the model is of one score, in task units."""
 
-    sd: float = Field(description="Standard deviation of the score's distribution.")
+    sd: float = Field(
+        description="Standard deviation; with a calibration, that of a normal distribution with the same interval."
+    )
     low: float
     high: float
 

@@ -1,11 +1,12 @@
 """After training: fit the head on training rows, and the correction on validation rows."""
 
+from functools import partial
 from pathlib import Path
 
 from ppe_lora.artifacts import read_json, read_jsonl, write_json
 from ppe_lora.console import progress
 from ppe_lora.corpus.rows import targets_matrix
-from ppe_lora.evaluation.calibration import LEAST_ROWS, fit_calibration
+from ppe_lora.evaluation.calibration import LEAST_ROWS, WITHOUT_HEAD, fit_calibration
 from ppe_lora.evaluation.correct import by_key
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.evaluate import EncodedSplit
@@ -19,7 +20,8 @@ CALIBRATION_FILE = "calibration.json"
 def fit_correction(
     model: StudentModel, recipe: Recipe, run_dir: Path, train: EncodedSplit, valid: EncodedSplit
 ) -> None:
-    """Write `calibration.json` of a finished training, and `head.npz` if the correction uses the head.
+    """Write `calibration.json` of a finished training, and `head.npz` if the correction uses the head. For engines that
+    do not read it there is a second correction in the file then, of the posterior means alone.
 
     With fewer than 20 validation rows there is neither: answers stay as they are.
 
@@ -39,6 +41,8 @@ def fit_correction(
         return
     own = [predicted[row.id] for row in valid.rows]
     mean_NK, sd_NK = (by_key(own, name, task) for name in ("posterior_mean", "posterior_sd"))
+    train_NK, target_NK = (targets_matrix(split.rows, task) for split in (train, valid))
+    fit = partial(fit_calibration, mean_NK, sd_NK, target_NK, task, train_NK.mean(axis=0))
     head, head_NK = None, None
     if recipe.evaluate.head and len(train.rows) >= HEADS_LEAST_ROWS:
         layers = layers_to_try(model)
@@ -48,9 +52,11 @@ def fit_correction(
                 request_states(model, split.encoded, layers, batch_rows=batch_rows, advance=advance)
                 for split in (train, valid)
             )
-        head = fit_head(train_NLD, layers, targets_matrix(train.rows, task))
+        head = fit_head(train_NLD, layers, train_NK)
         head_NK = head.read(of_layers(valid_NLD, layers, head.layers), task.low, task.high)
-    found = fit_calibration(mean_NK, sd_NK, targets_matrix(valid.rows, task), task, head_NK)
+    found = fit(head_NK)
+    stored = found.as_json(task)
     if head is not None and found.uses_head:
         head.save(run_dir)
-    write_json(run_dir / CALIBRATION_FILE, found.as_json(task))
+        stored[WITHOUT_HEAD] = fit().as_json(task)
+    write_json(run_dir / CALIBRATION_FILE, stored)

@@ -30,6 +30,7 @@ class Reading(NamedTuple):
 
     values_K: list[float]
     sd_K: list[float]
+    """Of the distributions; of the corrected scores, where there is a calibration."""
     low_K: list[float]
     high_K: list[float]
 
@@ -68,6 +69,7 @@ def read_answer(
         center_NK = calibration.correct(np.array([means]), task, head_NK)
         low_NK, high_NK = calibration.interval(center_NK, np.array([deviations]), task)
         corrected, ends = center_NK[0], (_plain(low_NK[0]), _plain(high_NK[0]))
+        deviations = _plain(calibration.deviation(np.array(deviations), task))
     if read_out == "greedy":
         outcome = task.parse(tokenizer.decode(one.ids))
         assert isinstance(outcome, Answer)  # forced

@@ -27,7 +27,7 @@ from ppe_lora.student.processes import processes
 from ppe_lora.student.ready import make_ready
 
 WORST_CASES = 50
-_FORMAT = 4
+_FORMAT = 5
 """Raised when equal inputs would make other files: an evaluation of before is then done again."""
 
 

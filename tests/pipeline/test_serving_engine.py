@@ -14,6 +14,7 @@ from starlette.routing import Route
 from transformers import AutoModelForCausalLM
 
 from ppe_lora.artifacts import write_json
+from ppe_lora.errors import ModelError
 from ppe_lora.export.contract import read_contract, write_contract
 from ppe_lora.export.parity import copy_certificate
 from tests.runs import make_rows
@@ -21,8 +22,9 @@ from tests.serving import Scripted, serving
 from tests.teacher_servers import OpenAIServer, serve
 
 REQUESTS = [row.request for row in make_rows(6, seed=5)]
-AFFINE = {"kind": "affine", "weight": [[0.8, 0.0], [0.0, 0.7]], "offset": [11.0, 3.0]}
-BLEND = {"kind": "blend", "weight": [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5]], "offset": [0.0, 0.0]}
+FITTED = {"keys": ["a", "b"], "width": 1.5, "rows": 24, "cv_mse_norm": {"affine": 0.05, "blend": 0.03}}
+AFFINE = FITTED | {"kind": "affine", "weight": [[0.8, 0.0], [0.0, 0.7]], "offset": [11.0, 3.0]}
+BLEND = FITTED | {"kind": "blend", "weight": [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5]], "offset": [0.0, 0.0]}
 
 
 class Vllm(OpenAIServer):
@@ -60,8 +62,7 @@ def export(served_run: Path, folder: Path, read_out: str, calibration: dict[str,
     (folder / "calibration.json").unlink()
     (folder / "head.npz").unlink(missing_ok=True)
     if calibration is not None:
-        fitted = {"keys": ["a", "b"], "width": 1.5, "rows": 24, "cv_mse_norm": {}}
-        write_json(folder / "calibration.json", calibration | fitted)
+        write_json(folder / "calibration.json", calibration)
     copy_certificate(folder, folder)
     return folder
 
@@ -88,16 +89,28 @@ def test_the_recipes_read_out_comes_through_an_engine(
             assert other["uncertainty"]["scores"][key] == pytest.approx(spread, abs=0.02)
 
 
-def test_a_calibration_with_the_head_gives_way_to_the_posterior_mean_and_says_so(
+def test_an_engine_answers_with_the_correction_that_needs_no_head_and_says_so(
     served_run: Path, tmp_path: Path, engine: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Half of a blend would be a wrong answer, and the width of its intervals belongs to it."""
-    blended = export(served_run, tmp_path / "m", "calibrated", BLEND)
-    there = answers(f"m={blended}@{engine}")
-    assert "run answers with the posterior mean, uncorrected: the calibration of run uses" in capsys.readouterr().out
-    here = answers(f"m={export(served_run, tmp_path / 'plain', 'posterior_mean', None)}")
+    both = BLEND | {"width": 9.0, "without_head": AFFINE}
+    there = answers(f"m={export(served_run, tmp_path / 'm', 'calibrated', both)}@{engine}")
+    assert (
+        "run answers without the head, which only our own decoder reads: mse_norm on validation rows 0.0500, with the "
+        "head 0.0300" in " ".join(capsys.readouterr().out.split())
+    )
+    here = answers(f"m={export(served_run, tmp_path / 'plain', 'calibrated', AFFINE)}")
     assert [one["parameters"] for one in there] == [one["parameters"] for one in here]
-    assert there[0]["uncertainty"]["calibrated"] is False
+    for one, other in zip(here, there, strict=True):
+        for key, spread in one["uncertainty"]["scores"].items():
+            assert other["uncertainty"]["scores"][key] == pytest.approx(spread, abs=0.02)
+
+
+def test_an_engine_is_not_given_half_of_a_correction(served_run: Path, tmp_path: Path, engine: str) -> None:
+    """A folder from before engines had a correction of their own."""
+    folder = export(served_run, tmp_path / "m", "calibrated", BLEND)
+    with pytest.raises(ModelError, match="expected a correction for engines, which do not read the head; got none"):
+        answers(f"m={folder}@{engine}")
 
 
 def test_an_engine_that_gives_text_only_is_named(served_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from ppe_lora.evaluation.calibration import _blend, fit_calibration, read_calibr
 from ppe_lora.tasks.scores import ScoresTask
 
 TASK = ScoresTask(keys=("a", "b", "c"))
+TRAIN_MEAN = np.array([40.0, 50.0, 60.0])
 
 
 def simulate(rows: int, slope: float, offset: float, noise: float, seed: int):
@@ -20,8 +21,8 @@ def simulate(rows: int, slope: float, offset: float, noise: float, seed: int):
 
 def test_a_shrunken_prediction_is_stretched_back():
     """Half the slope and an offset: the correction must find both, and help on new rows."""
-    found = fit_calibration(*simulate(200, 0.5, 20, 4, seed=1), TASK)
-    assert found.kind in ("affine", "joint")
+    found = fit_calibration(*simulate(200, 0.5, 20, 4, seed=1), TASK, TRAIN_MEAN)
+    assert found.kind in ("affine", "joint", "blend")
     mean, _, target = simulate(500, 0.5, 20, 4, seed=2)
     before, after = ((values - target) ** 2 for values in (mean, found.correct(mean, TASK)))
     assert after.mean() < 0.7 * before.mean()
@@ -29,7 +30,7 @@ def test_a_shrunken_prediction_is_stretched_back():
 
 def test_what_needs_no_correction_gets_none():
     """Unbiased means: any fit on 60 rows is noise, and keeping it would hurt."""
-    kinds = [fit_calibration(*simulate(60, 1.0, 0, 8, seed=seed), TASK).kind for seed in range(20)]
+    kinds = [fit_calibration(*simulate(60, 1.0, 0, 8, seed=seed), TASK, TRAIN_MEAN).kind for seed in range(20)]
     assert kinds.count("none") >= 16
 
 
@@ -37,7 +38,7 @@ def test_intervals_cover_their_share_of_new_rows():
     """Deviations claimed twice too small or too large: the width makes up for it, 80 % within sampling error."""
     for claimed in (0.5, 2.0):
         mean, sd, target = simulate(300, 1.0, 0, 8, seed=3)
-        found = fit_calibration(mean, claimed * sd, target, TASK)
+        found = fit_calibration(mean, claimed * sd, target, TASK, TRAIN_MEAN)
         mean, sd, target = simulate(2000, 1.0, 0, 8, seed=4)
         low, high = found.interval(found.correct(mean, TASK), claimed * sd, TASK)
         assert ((low <= target) & (target <= high)).mean() == pytest.approx(0.8, abs=0.04)
@@ -51,42 +52,72 @@ def test_a_head_is_used_as_far_as_it_helps():
     for own, heads, kinds in (
         (30, 5, ("head", "joint", "blend")),
         (8, 8, ("blend", "joint")),
-        (5, 40, ("none", "affine", "joint")),
+        (5, 40, ("none", "affine", "joint", "blend")),
     ):
         mean, head = target + rng.normal(0, own, target.shape), target + rng.normal(0, heads, target.shape)
-        found = fit_calibration(mean[:200], sd[:200], target[:200], TASK, head[:200])
+        found = fit_calibration(mean[:200], sd[:200], target[:200], TASK, TRAIN_MEAN, head[:200])
         assert found.kind in kinds
         answers = found.correct(mean[200:], TASK, head[200:])
         best = min(np.square(values[200:] - target[200:]).mean() for values in (mean, head))
         assert np.square(answers - target[200:]).mean() < 1.05 * best
 
 
-def test_the_blend_is_the_best_share():
-    """w of w * mean + (1 - w) * head by hand: errors of -1 and +3 cancel at w = 3/4."""
+def test_the_blend_is_the_best_of_its_readings():
+    """By hand: errors of -1 and +3 cancel at weights of 3/4 and 1/4; a mean that goes half of the way from the training
+    mean has to go twice as far."""
     target = np.linspace(20, 80, 30)[:, None].repeat(3, axis=1)
-    weight, offset = _blend(np.concatenate([target - 1, target + 3], axis=1), target)
-    np.testing.assert_allclose(
-        weight, [[0.75 * (i == j) for j in range(3)] + [0.25 * (i == j) for j in range(3)] for i in range(3)]
+    weight, offset = _blend(np.concatenate([target - 1, target + 3], axis=1), target, TRAIN_MEAN)
+    np.testing.assert_allclose(weight, np.concatenate([0.75 * np.eye(3), 0.25 * np.eye(3)], axis=1), atol=1e-12)
+    np.testing.assert_allclose(offset, 0, atol=1e-9)
+    weight, offset = _blend((target + TRAIN_MEAN) / 2, target, TRAIN_MEAN)
+    np.testing.assert_allclose(weight, 2 * np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(offset, -TRAIN_MEAN)
+
+
+def test_two_readings_that_keep_to_the_middle_go_further_together():
+    """Each is the best guess from its own noisy view, hence near the middle; the best guess from both is not between
+    them. Twelve rows more would not do: the weights come from all scores together."""
+    rng = np.random.default_rng(7)
+    target = 50 + rng.normal(0, 15, (400, 3))
+    mean, head = (50 + (target - 50 + rng.normal(0, 15, target.shape)) / 2 for _ in range(2))
+    middle, sd = np.full(3, 50.0), np.full((60, 3), 10.0)
+    found = fit_calibration(mean[:60], sd, target[:60], TASK, middle, head[:60])
+    assert found.kind == "blend"
+    assert found.weight_KJ.sum() / 3 == pytest.approx(4 / 3, abs=0.15)
+    error, between = (
+        np.square(values - target[60:]).mean()
+        for values in (found.correct(mean[60:], TASK, head[60:]), (mean[60:] + head[60:]) / 2)
     )
-    assert not offset.any()
+    assert error < 0.95 * between  # 75 against 84.4 with endless rows
 
 
 def test_one_score_and_constant_means_are_possible():
     """A collapsed student answers the same to everything: the mean of the targets is then the best correction."""
     task = ScoresTask(keys=("a",))
     target = np.linspace(60, 80, 40)[:, None]
-    found = fit_calibration(np.full((40, 1), 50.0), np.ones((40, 1)), target, task)
+    found = fit_calibration(np.full((40, 1), 50.0), np.ones((40, 1)), target, task, np.array([70.0]))
     assert found.correct(np.array([[50.0]]), task)[0, 0] == pytest.approx(70, abs=1)
     with pytest.raises(ValueError, match="at least 20"):
-        fit_calibration(target[:3], target[:3], target[:3], task)
+        fit_calibration(target[:3], target[:3], target[:3], task, np.array([70.0]))
 
 
 def test_what_travels_with_the_model_corrects_as_what_was_fitted(tmp_path):
     """A server that reads weights transposed, or another width, serves other numbers than were measured."""
     mean, sd, target = simulate(200, 0.5, 20, 4, seed=1)
-    found = fit_calibration(mean, sd, target, TASK)
+    found = fit_calibration(mean, sd, target, TASK, TRAIN_MEAN)
     write_json(tmp_path / "calibration.json", found.as_json(TASK))
     read = read_calibration(tmp_path / "calibration.json", TASK)
     assert np.array_equal(read.correct(mean, TASK), found.correct(mean, TASK))
     for one, other in zip(read.interval(mean, sd, TASK), found.interval(mean, sd, TASK), strict=True):
         assert np.array_equal(one, other)
+
+
+def test_the_deviation_of_a_corrected_score_is_that_of_its_interval():
+    """By hand: 1.2816 standard deviations to either side hold 80 % of a normal distribution. A head's answer with the
+    deviation of the digits would say another thing than its own interval."""
+    mean, sd, target = simulate(200, 1.0, 0, 8, seed=6)
+    found = fit_calibration(mean, sd / 3, target, TASK, TRAIN_MEAN)
+    deviation = found.deviation(sd[:1] / 3, TASK)
+    low, high = found.interval(np.full((1, 3), 50.0), sd[:1] / 3, TASK)
+    np.testing.assert_allclose(high - low, 2 * 1.2816 * deviation, rtol=1e-4)
+    np.testing.assert_allclose(deviation, 8, rtol=0.1)

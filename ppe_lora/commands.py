@@ -175,7 +175,8 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
     Args:
         recipe: The experiment.
         models: Whether to also decode the base model as it is, and to train plain SFT, both by the recipe that the
-            finished run of this name has; its report shows all of them from then on.
+            finished run of this name has. Its report shows all of them from then on; the ridge on embeddings, where its
+            package is there, also without.
 
     Raises:
         DataError: The data set has not been built.
@@ -218,9 +219,9 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
         if name not in error:
             table.add_row(NAMES[name].en, "-", remedy)
     console.print(table)
-    if models:
-        folder = run_dir(recipe) / "baselines"
-        kept = {name: answer_NK for name, answer_NK in answers.items() if name in missing}
+    folder = run_dir(recipe) / "baselines"
+    kept = {name: answer_NK for name, answer_NK in answers.items() if name in missing}
+    if kept and (models or (run_dir(recipe) / "test").is_dir() and not folder.exists()):
         write_text(folder / "predictions.jsonl", baseline_lines(ids, kept, task))
         write_manifest(folder, {"test_rows": hash_file(test_path)}, rows=len(ids))
         console.print(f"{folder}: kept; `ppe-lora report` shows them")

@@ -259,7 +259,13 @@ class Objective(Section):
     slots: Literal["answers", "request"] = "answers"
     """What a score's distribution is conditioned on, in training, evaluation and serving: the request and the answers
     to the keys before it, or the request only. The latter reads all scores in one pass, each as the one key of an
-    answer of its own."""
+    answer of its own, which raft, crps or legal have to teach: the text's cross-entropy never sees it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.slots == "request" and not self.reads_numbers:
+            raise ValueError("slots: request needs raft, crps or legal above 0: the text alone does not teach it")
+        return self
 
     @property
     def reads_numbers(self) -> bool:

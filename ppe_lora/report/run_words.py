@@ -13,7 +13,7 @@ NAMES = {
     "ridge": Words("ridge regression on character n-grams", "文字 n-gram のリッジ回帰"),
     "embeddings": Words("ridge regression on sentence embeddings", "文埋め込みのリッジ回帰"),
     "untuned": Words("base model untuned, greedy text", "未調整のベースモデル(貪欲デコードの文字列)"),
-    "plain_sft": Words("plain SFT, greedy text", "通常の SFT(貪欲デコードの文字列)"),
+    "plain_sft": Words("plain SFT at this learning rate, greedy text", "同じ学習率の通常の SFT(貪欲デコードの文字列)"),
     "greedy": Words("this model, greedy text", "このモデル(貪欲デコードの文字列)"),
     "posterior_mean": Words("this model, posterior mean", "このモデル(分布の平均)"),
     "posterior_median": Words("this model, posterior median", "このモデル(分布の中央値)"),
@@ -25,7 +25,7 @@ _SHORT = {
     "ridge": Words("n-gram ridge regression", "n-gram リッジ回帰"),
     "embeddings": Words("embedding ridge regression", "埋め込みリッジ回帰"),
     "untuned": Words("the untuned base model", "未調整のベースモデル"),
-    "plain_sft": Words("plain SFT with greedy text", "通常の SFT(貪欲)"),
+    "plain_sft": Words("plain SFT at this learning rate", "同じ学習率の通常の SFT"),
 }
 Mark = Literal["good", "unsure", "bad"]
 

@@ -157,7 +157,7 @@ class ScoresTask(Section):
 
     def render_value(self, value: float) -> str:
         """One score as it stands in the answer: `42`, or `42.0` for a task with one decimal."""
-        return f"{value:.{self.decimals}f}"
+        return f"{round(value, self.decimals) + 0.0:.{self.decimals}f}"  # never -0.0
 
     def check_target(self, target: Mapping[str, float]) -> None:
         """Raise ValueError, naming every problem, unless `target` is a legal vector of this task."""
@@ -178,7 +178,7 @@ class ScoresTask(Section):
 
     def round(self, value: float) -> float:
         """`value` clipped to the range and rounded to the task's decimals, halves to even like Python's `round`."""
-        rounded = round(min(max(value, self.low), self.high), self.decimals)
+        rounded = round(min(max(value, self.low), self.high), self.decimals) + 0.0  # never -0.0
         return int(rounded) if self.decimals == 0 else rounded
 
     def parse(self, text: str) -> Answer | Rejected:

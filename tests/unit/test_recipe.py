@@ -54,6 +54,15 @@ def test_a_missing_key_is_named_where_it_belongs(tmp_path):
     assert problems(path) == [f"{path}:2: student.model: missing; the recipe must set it"]
 
 
+def test_scores_that_nothing_would_teach_are_refused(tmp_path):
+    """The text's cross-entropy never sees a score alone behind the request; reading it there would be noise."""
+    path = write(tmp_path, GOOD)
+    assert problems(path, "train.objective.slots=request", "train.objective.head=1") == [
+        f"{path}:5: train.objective: slots: request needs raft, crps or legal above 0: the text alone does not teach it"
+    ]
+    load_recipe(path, ["train.objective.slots=request", "train.objective.legal=0.1"])
+
+
 def test_a_repeated_key_is_an_error(tmp_path):
     """PyYAML would silently let the later one win."""
     path = write(tmp_path, GOOD + "train:\n  epochs: 9\n")

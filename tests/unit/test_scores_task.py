@@ -25,6 +25,12 @@ def test_render_fixes_key_order_and_decimals():
     assert TENTHS.render({"b": -5, "a": 0.5}) == '{"a":0.5,"b":-5.0}'
 
 
+def test_zero_has_one_text():
+    """-0.0 equals 0.0 and is written otherwise: an answer that the trie of legal texts does not have."""
+    assert TENTHS.render_value(-0.04) == TENTHS.render_value(TENTHS.round(-0.04)) == TENTHS.render_value(-0.0) == "0.0"
+    assert str(TENTHS.round(-0.04)) == "0.0"
+
+
 def test_render_names_every_problem():
     with pytest.raises(ValueError, match="missing key 'b'; unknown key 'c'; a: expected 0 to 100; got 101"):
         AB.render({"a": 101, "c": 1})

@@ -221,7 +221,7 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
     console.print(table)
     folder = run_dir(recipe) / "baselines"
     kept = {name: answer_NK for name, answer_NK in answers.items() if name in missing}
-    if kept and (models or (run_dir(recipe) / "test").is_dir() and not folder.exists()):
+    if kept and (models or ((run_dir(recipe) / "test").is_dir() and not folder.exists())):
         write_text(folder / "predictions.jsonl", baseline_lines(ids, kept, task))
         write_manifest(folder, {"test_rows": hash_file(test_path)}, rows=len(ids))
         console.print(f"{folder}: kept; `ppe-lora report` shows them")

@@ -7,10 +7,11 @@ scores that it reads. The correction is chosen by cross-validation, and none is 
     affine   per score, a + b * mean, least squares
     joint    ridge regression of each score on all inputs
     head     what the head reads
-    blend    v * mean + w * head + (1 - v - w) * training mean, v and w the same for all scores, least squares
+    blend    w * mean + (1 - w) * head, with one w between 0 and 1
+    stack    v * mean + w * head + (1 - v - w) * training mean, v and w the same for all scores, least squares
 
-Posterior means and the head's scores both keep towards the middle, as each should alone; together they may go further,
-so the weights of a blend need not lie between 0 and 1, and without a head it moves the posterior means only.
+Posterior means and the head's scores both keep towards the middle, as each should alone. Together they may go further:
+a stack's weights need not add up to 1. Without a head it moves the posterior means only.
 
 The interval of a score is mean +- width * standard deviation of its distribution (of the uncorrected one), with the
 width that covered the wanted share of validation targets, all scores together: conformal prediction with scaled
@@ -44,7 +45,7 @@ _JOINT_ALPHA = 10.0
 _LEAST_SD = 0.005
 """Smallest standard deviation that is believed, as a share of the range."""
 
-Kind = Literal["none", "affine", "joint", "head", "blend"]
+Kind = Literal["none", "affine", "joint", "head", "blend", "stack"]
 
 
 class Calibration(NamedTuple):
@@ -168,10 +169,10 @@ def fit_calibration(
     if len(mean_NK) < LEAST_ROWS:
         raise ValueError(f"calibration: expected at least {LEAST_ROWS} validation rows; got {len(mean_NK)}")
     input_NJ = _inputs(mean_NK, head_NK)
-    blend: Fit = partial(_blend, train_mean_K=train_mean_K)
-    fits: dict[Kind, Fit] = {"none": _identity, "affine": _affine, "joint": _joint, "blend": blend}
+    stack: Fit = partial(_stack, train_mean_K=train_mean_K)
+    fits: dict[Kind, Fit] = {"none": _identity, "affine": _affine, "joint": _joint, "stack": stack}
     if head_NK is not None:
-        fits["head"] = _head
+        fits |= {"head": _head, "blend": _blend}
     held_out = {kind: _out_of_fold(fit, input_NJ, target_NK, task) for kind, fit in fits.items()}
     error_N = {kind: (((read - target_NK) / task.span) ** 2).mean(axis=1) for kind, read in held_out.items()}
     kind: Kind = "none"
@@ -234,9 +235,18 @@ def _head(input_NJ: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
     return np.eye(keys, 2 * keys, k=keys), np.zeros(keys)
 
 
-def _blend(input_NJ: Matrix, target_NK: Matrix, train_mean_K: Matrix) -> tuple[Matrix, Matrix]:
+def _stack(input_NJ: Matrix, target_NK: Matrix, train_mean_K: Matrix) -> tuple[Matrix, Matrix]:
     keys = target_NK.shape[1]
     readings = [input_NJ[:, start : start + keys] for start in range(0, input_NJ.shape[1], keys)]
     apart_MR = np.stack([(reading_NK - train_mean_K).ravel() for reading_NK in readings], axis=1)
     weight_R = np.linalg.lstsq(apart_MR, (target_NK - train_mean_K).ravel())[0]
     return np.kron(weight_R, np.eye(keys)), (1.0 - weight_R.sum()) * train_mean_K
+
+
+def _blend(input_NJ: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
+    keys = target_NK.shape[1]
+    mean_NK, head_NK = input_NJ[:, :keys], input_NJ[:, keys:]
+    apart = float(((mean_NK - head_NK) ** 2).sum())
+    share = float(((mean_NK - head_NK) * (target_NK - head_NK)).sum()) / apart if apart else 0.0
+    share = min(max(share, 0.0), 1.0)
+    return share * np.eye(keys, 2 * keys) + (1 - share) * np.eye(keys, 2 * keys, k=keys), np.zeros(keys)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ppe_lora.artifacts import write_json
-from ppe_lora.evaluation.calibration import _blend, fit_calibration, read_calibration
+from ppe_lora.evaluation.calibration import _blend, _stack, fit_calibration, read_calibration
 from ppe_lora.tasks.scores import ScoresTask
 
 TASK = ScoresTask(keys=("a", "b", "c"))
@@ -22,7 +22,7 @@ def simulate(rows: int, slope: float, offset: float, noise: float, seed: int):
 def test_a_shrunken_prediction_is_stretched_back():
     """Half the slope and an offset: the correction must find both, and help on new rows."""
     found = fit_calibration(*simulate(200, 0.5, 20, 4, seed=1), TASK, TRAIN_MEAN)
-    assert found.kind in ("affine", "joint", "blend")
+    assert found.kind in ("affine", "joint", "stack")
     mean, _, target = simulate(500, 0.5, 20, 4, seed=2)
     before, after = ((values - target) ** 2 for values in (mean, found.correct(mean, TASK)))
     assert after.mean() < 0.7 * before.mean()
@@ -50,9 +50,9 @@ def test_a_head_is_used_as_far_as_it_helps():
     target = rng.uniform(10, 90, (400, 3))
     sd = np.full_like(target, 10)
     for own, heads, kinds in (
-        (30, 5, ("head", "joint", "blend")),
-        (8, 8, ("blend", "joint")),
-        (5, 40, ("none", "affine", "joint", "blend")),
+        (30, 5, ("head", "joint", "blend", "stack")),
+        (8, 8, ("blend", "joint", "stack")),
+        (5, 40, ("none", "affine", "joint", "stack")),
     ):
         mean, head = target + rng.normal(0, own, target.shape), target + rng.normal(0, heads, target.shape)
         found = fit_calibration(mean[:200], sd[:200], target[:200], TASK, TRAIN_MEAN, head[:200])
@@ -62,27 +62,31 @@ def test_a_head_is_used_as_far_as_it_helps():
         assert np.square(answers - target[200:]).mean() < 1.05 * best
 
 
-def test_the_blend_is_the_best_of_its_readings():
-    """By hand: errors of -1 and +3 cancel at weights of 3/4 and 1/4; a mean that goes half of the way from the training
-    mean has to go twice as far."""
+def test_the_blend_is_the_best_share():
+    """w of w * mean + (1 - w) * head by hand: errors of -1 and +3 cancel at w = 3/4."""
     target = np.linspace(20, 80, 30)[:, None].repeat(3, axis=1)
-    weight, offset = _blend(np.concatenate([target - 1, target + 3], axis=1), target, TRAIN_MEAN)
-    np.testing.assert_allclose(weight, np.concatenate([0.75 * np.eye(3), 0.25 * np.eye(3)], axis=1), atol=1e-12)
-    np.testing.assert_allclose(offset, 0, atol=1e-9)
-    weight, offset = _blend((target + TRAIN_MEAN) / 2, target, TRAIN_MEAN)
+    weight, offset = _blend(np.concatenate([target - 1, target + 3], axis=1), target)
+    np.testing.assert_allclose(weight, np.concatenate([0.75 * np.eye(3), 0.25 * np.eye(3)], axis=1))
+    assert not offset.any()
+
+
+def test_the_stack_goes_as_far_as_its_readings_fall_short():
+    """By hand: a mean that goes half of the way from the training mean has to go twice as far."""
+    target = np.linspace(20, 80, 30)[:, None].repeat(3, axis=1)
+    weight, offset = _stack((target + TRAIN_MEAN) / 2, target, TRAIN_MEAN)
     np.testing.assert_allclose(weight, 2 * np.eye(3), atol=1e-12)
     np.testing.assert_allclose(offset, -TRAIN_MEAN)
 
 
 def test_two_readings_that_keep_to_the_middle_go_further_together():
-    """Each is the best guess from its own noisy view, hence near the middle; the best guess from both is not between
-    them. Twelve rows more would not do: the weights come from all scores together."""
+    """Each is the best guess from its own noisy view, hence near the middle; the best guess from both is not
+    between them."""
     rng = np.random.default_rng(7)
     target = 50 + rng.normal(0, 15, (400, 3))
     mean, head = (50 + (target - 50 + rng.normal(0, 15, target.shape)) / 2 for _ in range(2))
     middle, sd = np.full(3, 50.0), np.full((60, 3), 10.0)
     found = fit_calibration(mean[:60], sd, target[:60], TASK, middle, head[:60])
-    assert found.kind == "blend"
+    assert found.kind == "stack"
     assert found.weight_KJ.sum() / 3 == pytest.approx(4 / 3, abs=0.15)
     error, between = (
         np.square(values - target[60:]).mean()

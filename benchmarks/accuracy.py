@@ -54,6 +54,7 @@ RUNGS = {
     "numbers": objective(raft=1, crps=1),
     "numbers_head": objective(raft=1, crps=1, head=True),
     "numbers_request": objective(raft=1, crps=1, slots="request"),
+    "numbers_request_head": objective(raft=1, crps=1, slots="request", head=True),
 }
 UNTUNED = {f"base model untuned, {read_out}": read_out for read_out in ("greedy", "posterior_mean")}
 SPAN = 100.0

@@ -3,11 +3,11 @@
     python benchmarks/number_costs.py [--quick] [--out DIR] [--model tiny|smollm2-135m|mistral-7b]
 
 A training step is the forward and backward pass of one pack of 8 rows, all with the same LoRA of rank 16: cross-entropy
-alone, with the head's term, with RAFT and CRPS on the distributions of scores read behind the answers before them, and
-of scores read from the request only. An evaluation pass is the loss of the same pack without gradients, or the
-distributions of its 48 scores. Rounds are interleaved, medians are reported, raw samples go to
-DIR/number_costs_MODEL.json, and the last printed line is one JSON object of headline figures. `tiny` is a random
-Mistral of 384 x 8 layers.
+alone, with the head's term, with RAFT and CRPS on the distributions of scores read behind the answers before them, with
+all three as in `recipes/demo.yaml`, and with RAFT and CRPS of scores read from the request only. An evaluation pass is
+the loss of the same pack without gradients, or the distributions of its 48 scores. Rounds are interleaved, medians are
+reported, raw samples go to DIR/number_costs_MODEL.json, and the last printed line is one JSON object of headline
+figures. `tiny` is a random Mistral of 384 x 8 layers.
 """
 
 import argparse
@@ -38,6 +38,7 @@ TRAINING = {
     "text": Objective(),
     "text and head": Objective(head=1.0),
     "text, RAFT and CRPS": Objective(raft=1.0, crps=0.5),
+    "text, RAFT, CRPS and head": Objective(raft=1.0, crps=1.0, head=1.0),
     "text, RAFT and CRPS, scores from the request only": Objective(raft=1.0, crps=0.5, slots="request"),
 }
 EVALUATION = {

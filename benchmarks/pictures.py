@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from accuracy import COMMITTED, RESULTS, table
+from accuracy import COMMITTED, EMBEDDING, MEAN, NGRAMS, RESULTS, table
 from matplotlib.figure import Figure
 
 STYLE = {"svg.hashsalt": "ppe_lora", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
@@ -28,19 +28,15 @@ NAMES = {
     "numbers_head, posterior_mean": "RAFT, CRPS and head's term, posterior mean",
     "numbers_head, calibrated": "RAFT, CRPS and head's term, calibrated",
 }
-BASELINES = (
-    "train mean",
-    "ridge on character n-grams",
-    "ridge on sentence embeddings (multilingual-e5-small)",
-)
+BASELINES = (MEAN, NGRAMS, EMBEDDING)
 
 SIZES = (250, 500, 2000)
 CURVE = {
     "cross_entropy, greedy": "plain SFT, greedy text",
     "cross_entropy, calibrated": "plain SFT, calibrated",
-    "ridge on character n-grams": "n-gram ridge",
-    "ridge on sentence embeddings (multilingual-e5-small)": "e5 embedding ridge",
-    "train mean": "train mean",
+    NGRAMS: "n-gram ridge",
+    EMBEDDING: "e5 embedding ridge",
+    MEAN: MEAN,
     "head, calibrated": "ppe_lora, served",
 }
 

@@ -129,7 +129,8 @@ def test_the_ladder_is_made_from_its_raw_predictions():
     raw = json.loads((BENCHMARKS / "results" / "accuracy_emobank_smollm2.json").read_text())
     lines = {line.name: line for line in module.table(raw)}
     figures = module.headline(list(lines.values()), raw)
-    assert figures["mse_norm_best"] <= lines["train mean"].mse_norm
+    assert figures["minus_ridge_ngram_95"][1] < 0
+    assert figures["worst_score_vs_train_mean"] <= 1
     assert f"hold {figures['coverage_80']:.1%}".replace("%", " %") in readme
     read_outs = ("greedy", "posterior_mean", "calibrated")
     for name in (
@@ -167,7 +168,7 @@ def ladder_of_one_rung() -> dict[str, Any]:
     }
 
 
-def test_the_ladders_figures_by_hand():
+def test_the_ladders_figures_by_hand(capsys):
     """Errors by the task's own range, rejected text as the train mean, coverage from the intervals themselves, and the
     best rung by the rate that it was decoded with."""
     module = benchmark("accuracy")
@@ -180,6 +181,9 @@ def test_the_ladders_figures_by_hand():
     figures = module.headline(lines, raw)
     assert figures["best"] == "head, calibrated"
     assert figures["coverage_80"] == pytest.approx(4 / 6, abs=1e-4)
+    assert (figures["worst_score"], figures["worst_score_vs_train_mean"]) == ("bright", round(1 / 6, 4))
+    module.print_table(lines, figures, raw["setting"]["task"]["keys"])
+    assert "head, calibrated, worst score: bright, 0.17 times the train mean's error" in capsys.readouterr().out
 
 
 def test_a_rung_stays_in_the_table_while_its_setting_does(tmp_path, monkeypatch):

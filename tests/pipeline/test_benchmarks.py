@@ -186,6 +186,15 @@ def test_the_ladders_figures_by_hand(capsys):
     assert "head, calibrated, worst score: bright, 0.17 times the train mean's error" in capsys.readouterr().out
 
 
+def test_quick_measures_nothing(monkeypatch, capsys):
+    """`--quick --train-rows 5` gave the committed figures of all rows, as if they were of five."""
+    module = benchmark("accuracy")
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--quick", "--train-rows", "5"])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert "--quick: expected no --train-rows" in capsys.readouterr().err
+
+
 def test_a_rung_stays_in_the_table_while_its_setting_does(tmp_path, monkeypatch):
     """A table of which one line was trained in other steps, or on other rows, would compare nothing."""
     module = benchmark("accuracy")

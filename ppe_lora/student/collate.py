@@ -10,7 +10,7 @@ from ppe_lora.console import console
 from ppe_lora.student.encode import EncodedRow
 from ppe_lora.student.layout import IGNORED, Run, lay_out, next_labels
 from ppe_lora.student.load import StudentModel
-from ppe_lora.student.outputs import Outputs, last_states
+from ppe_lora.student.outputs import Outputs, at_least_float32, last_states
 from ppe_lora.student.processes import processes
 from ppe_lora.student.trie import ScoreTrie, Slot, add_branches, add_slots_alone
 
@@ -194,7 +194,7 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
 def completion_nll(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed negative log-likelihood (nats) of the completions of a batch, and how many tokens that is.
 
-    Softmaxes are taken in float32.
+    Softmaxes are taken in float32, those of a model in float64 in float64.
 
     Args:
         model: A causal language model that knows `logits_to_keep`.
@@ -206,9 +206,8 @@ def completion_nll(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, 
 def summed_nll(found: Read, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """`completion_nll` of a batch that has been read already."""
     wanted = batch["labels"][:, found.columns]
-    nll = functional.cross_entropy(
-        found.logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    logits = at_least_float32(found.logits.flatten(0, 1))
+    nll = functional.cross_entropy(logits, wanted.flatten(), ignore_index=IGNORED, reduction="sum")
     return nll, (wanted != IGNORED).sum()
 
 

@@ -29,7 +29,7 @@ from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.student.collate import PackedCollator, model_inputs
 from ppe_lora.student.encode import EncodedRow, alike
 from ppe_lora.student.load import StudentModel
-from ppe_lora.student.outputs import decoder_of
+from ppe_lora.student.outputs import at_least_float32, decoder_of
 
 LAYERS = 8
 """How many layers are tried, evenly spread over the upper three quarters of the model."""
@@ -245,7 +245,7 @@ def request_states(
 
 def pack_means(states_1TD: torch.Tensor, requests_N2: torch.Tensor) -> torch.Tensor:
     """Mean state of each row's own prompt tokens, (N, D), at least float32; `requests_N2` is the batch's `requests`."""
-    states_TD = states_1TD[0].to(torch.promote_types(states_1TD.dtype, torch.float32))
+    states_TD = at_least_float32(states_1TD[0])
     return torch.stack([states_TD[start : start + length].mean(dim=0) for start, length in requests_N2.tolist()])
 
 

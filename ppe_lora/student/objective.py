@@ -23,6 +23,7 @@ from ppe_lora.recipe.schema import Objective
 from ppe_lora.student.collate import Batch, Read, read, summed_nll
 from ppe_lora.student.head import TeachingHeads, listening, pack_means
 from ppe_lora.student.layout import IGNORED
+from ppe_lora.student.outputs import at_least_float32
 from ppe_lora.student.posterior import choice_logits, crps, illegal_nats, leaf_log_probs, mean
 from ppe_lora.student.trie import ScoreTrie
 
@@ -106,7 +107,7 @@ def _weighed_nll(
     logits: torch.Tensor, wanted: torch.Tensor, objective: Objective, trie: ScoreTrie | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     supervised = wanted != IGNORED
-    log_p_TV, wanted_T = logits[supervised].float().log_softmax(-1), wanted[supervised]
+    log_p_TV, wanted_T = at_least_float32(logits[supervised]).log_softmax(-1), wanted[supervised]
     right_T = log_p_TV.gather(1, wanted_T[:, None])[:, 0]
     nll_T = -(1 - objective.label_smoothing) * right_T - objective.label_smoothing * log_p_TV.mean(-1)
     nll_T = (1 - right_T.exp()) ** objective.focal * nll_T if objective.focal else nll_T

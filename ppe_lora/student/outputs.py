@@ -95,6 +95,11 @@ def last_states(model: nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
+def at_least_float32(numbers: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32, for softmaxes and sums; a model in float64 keeps it."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+
+
 def decoder_of(model: nn.Module) -> Any:
     """The text model without its output head, also where PEFT or distributed training wraps the model."""
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))

@@ -6,11 +6,13 @@ all choices are read at once. S slots, V values, M choices, C children, D choice
 
 import torch
 
+from ppe_lora.student.outputs import at_least_float32
 from ppe_lora.student.trie import ScoreTrie
 
 
 def choice_logits(legal_SML: torch.Tensor, key_S: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
-    """Logits of the legal tokens at each choice of each slot, (S, M, C), float32; -inf where there is none.
+    """Logits of the legal tokens at each choice of each slot, (S, M, C), at least float32; -inf where there
+    is none.
 
     Args:
         legal_SML: Logits of `trie.tokens` at each choice of each slot.
@@ -18,13 +20,13 @@ def choice_logits(legal_SML: torch.Tensor, key_S: torch.Tensor, trie: ScoreTrie)
         trie: The trie of the task and tokenizer.
     """
     place_KMC = torch.searchsorted(trie.tokens, trie.children)
-    choice_SMC = legal_SML.float().gather(2, place_KMC.to(legal_SML.device)[key_S])
+    choice_SMC = at_least_float32(legal_SML).gather(2, place_KMC.to(legal_SML.device)[key_S])
     return choice_SMC.masked_fill(~trie.legal.to(legal_SML.device), float("-inf"))
 
 
 def leaf_log_probs(choice_SMC: torch.Tensor, trie: ScoreTrie) -> torch.Tensor:
-    """Log-probability of every legal value of each slot, shape (S, V), float32: log_softmax over the legal tokens at
-    each choice (`choice_logits`), summed along the value's path. `exp` of a row sums to 1."""
+    """Log-probability of every legal value of each slot, shape (S, V): log_softmax over the legal tokens at each
+    choice (`choice_logits`), summed along the value's path. `exp` of a row sums to 1."""
     device = choice_SMC.device
     log_p_SMC = choice_SMC.log_softmax(-1)
     step_SVD = log_p_SMC[:, trie.step_choice.to(device), trie.step_child.to(device)]
@@ -54,13 +56,13 @@ def illegal_nats(
     """
     device = choice_SMC.device
     legal_SD = choice_SMC.logsumexp(-1).gather(1, trie.step_choice.to(device)[leaf_S])
-    nats_SD = logits_SDV.float().logsumexp(-1) - legal_SD
+    nats_SD = at_least_float32(logits_SDV).logsumexp(-1) - legal_SD
     return nats_SD.masked_fill(~trie.steps.to(device)[leaf_S], 0.0).sum()
 
 
 def mean(log_p_SV: torch.Tensor, values_V: torch.Tensor) -> torch.Tensor:
     """Mean of each distribution, shape (S,), in task units: the read-out with the smallest expected squared error."""
-    return log_p_SV.exp() @ values_V
+    return log_p_SV.exp() @ values_V.to(log_p_SV)
 
 
 def deviation(log_p_SV: torch.Tensor, values_V: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,9 @@ from ppe_lora.student.read_out import read_answer
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
 from ppe_lora.tasks.scores import Answer, ScoresTask
+from tests.pipeline.test_head import make_heads
 from tests.runs import TASK, make_rows
+from tests.slopes import model_in_float64, slopes
 from tests.tiny import tiny_llama, tiny_mistral
 
 BUILDERS = {
@@ -210,24 +212,36 @@ def test_logits_made_in_another_way_are_computed_whole(speaker):
         assert decoded[0].log_p_KV[0, leaf].item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_gradients_of_the_objective(speaker):
-    """Finite differences in float64 through layout, trie and objective."""
+TERMS = {
+    "text": {},
+    "raft": {"raft": 1.0},
+    "crps": {"crps": 1.0},
+    "legal": {"legal": 1.0},
+    "head": {"head": 1.0},
+    "skeleton": {"skeleton": 3.0},
+    "label smoothing": {"label_smoothing": 0.3},
+    "focal": {"focal": 2.0},
+}
+
+
+@pytest.mark.parametrize("slots", ["answers", "request"])
+@pytest.mark.parametrize("term", TERMS)
+def test_gradients_of_the_objective(speaker, term, slots):
+    """Each term without the plain text's part, which is many times larger and would hide it: its gradient is its slope,
+    through layout, trie and objective, in float64."""
     tokenizer = load_tokenizer(speaker)
-    model = AutoModelForCausalLM.from_pretrained(speaker).double().eval()
-    trie = build_trie(TASK, tokenizer)
+    model = model_in_float64(speaker)
+    trie = build_trie(TASK, tokenizer, slots)
     batch = PackedCollator(trie)(encode_split(make_rows(2, seed=9), TASK, tokenizer, 512).batch_rows(trie))
-    weight = model.model.layers[0].self_attn.q_proj.weight
-    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    objective = Objective(raft=1.0, crps=1.0)
-    training_loss(model, batch, objective, trie, torch.ones(2) * 25)[0].backward()
-    slope = float((weight.grad * direction).sum())
-    with torch.no_grad():
-        step = 1e-3
-        weight += step * direction
-        above = float(training_loss(model, batch, objective, trie, torch.ones(2) * 25)[0])
-        weight -= 2 * step * direction
-        below = float(training_loss(model, batch, objective, trie, torch.ones(2) * 25)[0])
-    assert slope == pytest.approx((above - below) / (2 * step), rel=1e-2)
+    heads = make_heads(model.config.hidden_size) if term == "head" else None
+
+    def value() -> torch.Tensor:
+        loss, _ = training_loss(model, batch, Objective(**TERMS[term]), trie, torch.tensor([20.0, 30.0]), heads)
+        assert loss.dtype == torch.float64
+        return loss - training_loss(model, batch, Objective(), trie)[0] if TERMS[term] else loss
+
+    by_gradient, by_differences = slopes(model, value)
+    assert by_gradient == pytest.approx(by_differences, rel=1e-5)
 
 
 def test_summaries_by_hand():

@@ -152,6 +152,13 @@ def build_trie(
         leads.append(tuple(ids[before:front]))
         terminators.append(ids[len(ids) - back])
         tail = tuple(ids[len(ids) - back :])
+    inside = {token for path in paths for token in path}
+    for key, end in zip(task.keys, terminators, strict=True):
+        if end in inside:
+            raise ModelError(
+                f"{tokenizer.folder}: expected a token that ends the value behind {key!r} and is no part of any; got "
+                f"{tokenizer.piece(end)!r}"
+            )
     trie = _trie(values, leads, tail, paths, terminators)
     if slots == "request":
         tries = [build_trie(task.model_copy(update={"keys": (key,)}), tokenizer) for key in task.keys]
@@ -180,8 +187,6 @@ def _trie(
             following = children.setdefault(path[:depth], [])
             if token not in following:
                 following.append(token)
-    if any(token in terminators for path in paths for token in path):
-        raise ModelError("trie: expected a terminator that is no part of a value")
     choices = [prefix for prefix, following in children.items() if len(following) > 1]
     needed = {prefix[:depth] for prefix in choices for depth in range(1, len(prefix) + 1)}
     order = sorted(needed, key=lambda prefix: (len(prefix), prefix))

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ppe_lora.errors import ModelError
 from ppe_lora.recipe.schema import Objective
 from ppe_lora.student.collate import PackedCollator, completion_nll, read
 from ppe_lora.student.decode import Decoded, Decoder
@@ -19,7 +18,7 @@ from ppe_lora.student.posterior import crps, deviation, leaf_log_probs, mean, qu
 from ppe_lora.student.read_out import read_answer
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
-from ppe_lora.tasks.scores import Answer, ScoresTask
+from ppe_lora.tasks.scores import Answer
 from tests.pipeline.test_head import make_heads
 from tests.runs import TASK, make_rows
 from tests.slopes import model_in_float64, slopes
@@ -265,18 +264,3 @@ def test_each_read_out_answers_what_it_says(speaker, read_out, expected):
     p_V[[7, 40, 60]] = torch.tensor([0.45, 0.4, 0.15])
     decoded = Decoded(trie.completion([7.0, 7.0]), p_V.log().repeat(2, 1), 0.0)
     assert read_answer(decoded, TASK, tokenizer, trie, read_out, None).values_K == [expected] * 2
-
-
-def test_a_task_with_decimals_and_negative_values(tmp_path):
-    """-5.0 to 5.0 in tenths: the sign and the point are choices like any digit, and every leaf is distinct."""
-    task = ScoresTask(keys=("a", "b"), low=-5, high=5, decimals=1)
-    tokenizer = load_tokenizer(tiny_mistral(tmp_path / "model", "v3"))
-    trie = build_trie(task, tokenizer)
-    assert len(trie.values) == len(set(trie.paths)) == 101
-    assert trie.completion([-5.0, 0.3]) == tokenizer.completion_ids(task.messages("x", "en"), '{"a":-5.0,"b":0.3}')
-
-
-def test_a_tokenizer_that_joins_digits_has_no_trie(tmp_path):
-    folder = tiny_llama(tmp_path / "model", numbers="whole")
-    with pytest.raises(ModelError, match="tokenizer splits numbers into multi-digit tokens"):
-        load_tokenizer(folder)

@@ -31,6 +31,18 @@ def make_rows(count: int, seed: int) -> list[Row]:
     return list(rows.values())
 
 
+def make_rows_of(task: ScoresTask, count: int, seed: int) -> list[Row]:
+    """Requests of `make_rows` with legal targets of any task, drawn at random."""
+    rng = random.Random(seed)
+    steps = 10**task.decimals
+    return [
+        row.model_copy(
+            update={"target": {key: rng.randint(task.low * steps, task.high * steps) / steps for key in task.keys}}
+        )
+        for row in make_rows(count, seed)
+    ]
+
+
 def make_data(folder: Path, train: int = 24, valid: int = 8, test: int = 6) -> Path:
     """Write a finished data set of `make_rows`."""
     rows = make_rows(train + valid + test, seed=1)

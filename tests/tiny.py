@@ -5,6 +5,7 @@ the real ones (32,768 or 131,072 entries), so the hidden size stays small.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from ppe_lora.recipe.schema import Student
+from ppe_lora.student.base import resolve_base
 
 MISTRAL_DATA = Path(mistral_common.__file__).parent / "data"
 MISTRAL_TOKENIZERS = {
@@ -85,6 +89,16 @@ def tiny_llama(folder: Path, numbers: Literal["digits", "whole"] = "digits", see
     _write_model(folder, lambda: LlamaForCausalLM(config), seed)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+STUDENTS: dict[str, Callable[[Path], Path]] = {
+    "mistral v3": tiny_mistral,
+    "mistral tekken": lambda folder: tiny_mistral(folder, "tekken"),
+    "ministral3": lambda folder: resolve_base(Student(model=str(tiny_mistral3(folder)))),
+    "llama": tiny_llama,
+}
+"""Per kind of text model and tokenizer, what makes a folder of it. A test sets PPE_LORA_CACHE first: the third one is
+converted there."""
 
 
 def write_mistral_tokenizer(folder: Path, tokenizer: Literal["v3", "v7", "tekken"]) -> None:

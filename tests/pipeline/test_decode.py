@@ -1,33 +1,23 @@
 """The drafted decoder against `generate`, brute force and the padded loss."""
 
-import random
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ppe_lora.recipe.schema import Student
 from ppe_lora.student.attention import IMPLEMENTATION
-from ppe_lora.student.base import resolve_base
 from ppe_lora.student.collate import PaddedCollator, completion_nll
 from ppe_lora.student.decode import Decoder, _is_argmax, answer_token_limit, generate, measure_latency_ms
 from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
 from ppe_lora.tasks.scores import Answer, ScoresTask
-from tests.pipeline.test_posterior import by_brute_force
-from tests.runs import TASK, make_rows, make_speaker
-from tests.tiny import tiny_llama, tiny_mistral, tiny_mistral3
+from tests.brute_force import CASES, log_probs
+from tests.runs import TASK, make_rows_of, make_speaker
+from tests.tiny import tiny_mistral
 
 SIX = ScoresTask()
 HALF_TRAINED = 36
 """Steps after which about half of the speaker's answers are valid."""
-BUILDERS = {
-    "mistral v3": lambda folder: tiny_mistral(folder, "v3"),
-    "mistral tekken": lambda folder: tiny_mistral(folder, "tekken"),
-    "ministral3": lambda folder: resolve_base(Student(model=str(tiny_mistral3(folder)))),
-    "llama": tiny_llama,
-}
 
 
 def decoder_for(folder, task=TASK, slots="answers") -> Decoder:
@@ -37,12 +27,7 @@ def decoder_for(folder, task=TASK, slots="answers") -> Decoder:
 
 
 def encoded(decoder, count, task=TASK, seed=3):
-    rng = random.Random(seed)
-    rows = [
-        row.model_copy(update={"target": {key: rng.randint(0, 100) for key in task.keys}})
-        for row in make_rows(count, seed)
-    ]
-    return list(encode_rows(rows, task, decoder.tokenizer, 512).encoded)
+    return list(encode_rows(make_rows_of(task, count, seed), task, decoder.tokenizer, 512).encoded)
 
 
 def freely(decoder, rows) -> list[list[int]]:
@@ -59,52 +44,48 @@ def test_free_text_is_what_generate_writes(tmp_path):
     assert [one.ids for one in decoder.decode(rows, batch_rows=64)] == expected
 
 
-@pytest.mark.parametrize("family", BUILDERS)
-def test_forced_answers_and_distributions_by_brute_force(family, tmp_path, monkeypatch):
+@pytest.mark.parametrize("case", CASES)
+def test_forced_answers_and_distributions_by_brute_force(case, tmp_path, monkeypatch):
     """An untrained model never says JSON; forced, it does, and each value has the probability of its own text."""
     monkeypatch.setenv("PPE_LORA_CACHE", str(tmp_path / "cache"))
-    decoder = decoder_for(BUILDERS[family](tmp_path / "model"))
-    trie = decoder.trie
-    rows = encoded(decoder, 5)
-    free = decoder.decode(rows, batch_rows=3)
+    build, task = CASES[case]
+    decoder = decoder_for(build(tmp_path / "model"), task)
+    tokenizer = decoder.tokenizer
+    rows = encoded(decoder, 3, task)
+    free = decoder.decode(rows, batch_rows=2)
     assert [one.ids for one in free] == freely(decoder, rows)
-    for row, one, unforced in zip(rows, decoder.decode(rows, batch_rows=3, forced=True), free, strict=True):
-        outcome = TASK.parse(decoder.tokenizer.decode(one.ids))
-        assert isinstance(outcome, Answer)
-        assert one.ids == trie.completion(outcome.values)
+    for row, one, unforced in zip(rows, decoder.decode(rows, batch_rows=2, forced=True), free, strict=True):
+        values = dict(zip(task.keys, task.parse(tokenizer.decode(one.ids)).values, strict=True))
         assert torch.equal(one.log_p_KV, unforced.log_p_KV)
-        torch.testing.assert_close(one.log_p_KV.exp().sum(-1), torch.ones(2), rtol=0, atol=1e-5)
-        front = list(row.prompt_ids)
-        for key, value in enumerate(outcome.values):
-            front += trie.leads[key]
-            for leaf in (0, 3, 10, 42, 99, 100):
-                assert one.log_p_KV[key, leaf].item() == pytest.approx(
-                    by_brute_force(decoder.model, front, trie, key, leaf), abs=1e-5
-                )
-            front += trie.paths[trie.leaf_of(value)]
+        torch.testing.assert_close(one.log_p_KV.exp().sum(-1), torch.ones(len(task.keys)), rtol=0, atol=1e-5)
+        for place, key in enumerate(task.keys):
+            before = {other: values[other] for other in task.keys[:place]}
+            expected_V = log_probs(decoder.model, row.prompt_ids, task, tokenizer, key, before)
+            torch.testing.assert_close(one.log_p_KV[place], expected_V, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", BUILDERS)
-def test_scores_read_from_the_request_alone(family, tmp_path, monkeypatch):
+@pytest.mark.parametrize("case", CASES)
+def test_scores_read_from_the_request_alone(case, tmp_path, monkeypatch):
     """One pass, each score as the one key of its own answer: brute force on such texts, forced and free alike."""
     monkeypatch.setenv("PPE_LORA_CACHE", str(tmp_path / "cache"))
-    decoder = decoder_for(BUILDERS[family](tmp_path / "model"), slots="request")
-    rows = encoded(decoder, 5)
-    free = decoder.decode(rows, batch_rows=3)
+    build, task = CASES[case]
+    decoder = decoder_for(build(tmp_path / "model"), task, slots="request")
+    tokenizer = decoder.tokenizer
+    rows = encoded(decoder, 3, task)
+    free = decoder.decode(rows, batch_rows=2)
     assert [one.ids for one in free] == freely(decoder, rows)
     passes = []
-    decoder.model.register_forward_hook(lambda *_: passes.append(1))
-    forced = decoder.decode([row._replace(completion_ids=[]) for row in rows], batch_rows=5, forced=True)
+    hook = decoder.model.register_forward_hook(lambda *_: passes.append(1))
+    forced = decoder.decode([row._replace(completion_ids=[]) for row in rows], batch_rows=3, forced=True)
     assert len(passes) == 1  # the instruction is encoded already
+    hook.remove()
     for row, one, unforced in zip(rows, forced, free, strict=True):
-        assert isinstance(TASK.parse(decoder.tokenizer.decode(one.ids)), Answer)
+        assert isinstance(task.parse(tokenizer.decode(one.ids)), Answer)
         torch.testing.assert_close(one.log_p_KV, unforced.log_p_KV, rtol=0, atol=1e-5)
-        for place, key in enumerate(TASK.keys):
-            alone = build_trie(TASK.model_copy(update={"keys": (key,)}), decoder.tokenizer)
-            front = [*row.prompt_ids, *alone.leads[0]]
-            for leaf in (0, 3, 10, 42, 99, 100):
-                expected = by_brute_force(decoder.model, front, alone, 0, leaf)
-                assert one.log_p_KV[place, leaf].item() == pytest.approx(expected, abs=1e-5)
+        for place, key in enumerate(task.keys):
+            alone = task.model_copy(update={"keys": (key,)})
+            expected_V = log_probs(decoder.model, row.prompt_ids, alone, tokenizer, key, {})
+            torch.testing.assert_close(one.log_p_KV[place], expected_V, rtol=0, atol=1e-5)
 
 
 def test_completions_cost_what_they_cost_alone(speaker):
@@ -194,14 +175,3 @@ def test_a_drafted_token_is_kept_as_arg_max_would_have_it():
     token = torch.tensor([1, 0, 1, 1, 1])
     expected = logits.argmax(-1) == token
     assert _is_argmax(logits.clone(), token).tolist() == expected.tolist() == [True, True, False, False, False]
-
-
-def test_values_with_sign_and_decimals(tmp_path):
-    """Values of up to four tokens, with tokens that only one may follow: distributions of one pass, valid answers."""
-    task = ScoresTask(keys=("a", "b"), low=-5, high=5, decimals=1)
-    decoder = decoder_for(tiny_llama(tmp_path / "model"), task)
-    rows = [row._replace(completion_ids=[]) for row in encoded(decoder, 3)]
-    for one in decoder.decode(rows, batch_rows=3, forced=True):
-        outcome = task.parse(decoder.tokenizer.decode(one.ids))
-        assert isinstance(outcome, Answer)
-        torch.testing.assert_close(one.log_p_KV.exp().sum(-1), torch.ones(2), rtol=0, atol=1e-5)

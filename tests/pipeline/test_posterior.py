@@ -19,64 +19,35 @@ from ppe_lora.student.read_out import read_answer
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
 from ppe_lora.tasks.scores import Answer
+from tests.brute_force import CASES, legal_behind, legal_values, log_probs, written
 from tests.pipeline.test_head import make_heads
-from tests.runs import TASK, make_rows
+from tests.runs import TASK, make_rows, make_rows_of
 from tests.slopes import model_in_float64, slopes
-from tests.tiny import tiny_llama, tiny_mistral
-
-BUILDERS = {
-    "mistral v3": lambda folder: tiny_mistral(folder, "v3"),
-    "mistral tekken": lambda folder: tiny_mistral(folder, "tekken"),
-    "llama": tiny_llama,
-}
 
 
-@pytest.mark.parametrize("family", BUILDERS)
-def test_one_pass_equals_every_value_scored_as_its_own_text(tmp_path, family):
-    """The branches see exactly what a text with that value would: log p within 1e-5, and they sum to 1."""
-    folder = BUILDERS[family](tmp_path / "model")
+@pytest.mark.parametrize("case", CASES)
+def test_one_pass_equals_every_value_scored_as_its_own_text(tmp_path, monkeypatch, case):
+    """The branches see exactly what a text with that value would: log p of all of them within 1e-5; they sum to 1."""
+    monkeypatch.setenv("PPE_LORA_CACHE", str(tmp_path / "cache"))
+    build, task = CASES[case]
+    folder = build(tmp_path / "model")
     tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    trie = build_trie(TASK, tokenizer)
-    row = encode_rows(make_rows(1, seed=6), TASK, tokenizer, 512).encoded[0]
-    answer = (37.0, 100.0)
-    leaves = [trie.leaf_of(value) for value in answer]
-    log_p_KV = one_pass(model, PackedCollator(trie)([{**row._asdict(), "leaves": leaves}]), trie)
-    torch.testing.assert_close(log_p_KV.exp().sum(-1), torch.ones(2), rtol=0, atol=1e-5)
-    for key in range(2):
-        front = [*row.prompt_ids]
-        for before in range(key):
-            front += [*trie.leads[before], *trie.paths[trie.leaf_of(answer[before])]]
-        front += trie.leads[key]
-        for leaf in (0, 3, 10, 42, 99, 100):
-            expected = by_brute_force(model, front, trie, key, leaf)
-            assert log_p_KV[key, leaf].item() == pytest.approx(expected, abs=1e-5)
+    trie = build_trie(task, tokenizer)
+    rows = make_rows_of(task, 1, seed=6)
+    split = encode_split(rows, task, tokenizer, 512)
+    log_p_KV = one_pass(model, PackedCollator(trie)(split.batch_rows(trie)), trie)
+    torch.testing.assert_close(log_p_KV.exp().sum(-1), torch.ones(len(task.keys)), rtol=0, atol=1e-5)
+    for place, key in enumerate(task.keys):
+        before = {other: rows[0].target[other] for other in task.keys[:place]}
+        expected_V = log_probs(model, split.encoded[0].prompt_ids, task, tokenizer, key, before)
+        torch.testing.assert_close(log_p_KV[place], expected_V, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
 def one_pass(model, batch, trie) -> torch.Tensor:
     """Log-probabilities of all values of every slot of a pack, as training reads them: (S, V)."""
     return leaf_log_probs(slot_choices(read(model, batch, slots=True), batch, trie), trie)
-
-
-@torch.no_grad()
-def by_brute_force(model, front, trie, key: int, leaf: int) -> float:
-    """Log-probability of a value token by token, each softmax over the tokens that some legal value has there."""
-    terminator = {tuple(path): end for path, end in zip(trie.paths, terminators(trie, key), strict=True)}
-    texts = [[*path, terminator[tuple(path)]] for path in trie.paths]
-    assert len(texts) == 101
-    total = 0.0
-    for depth, token in enumerate(texts[leaf]):
-        beginning = texts[leaf][:depth]
-        legal = sorted({text[depth] for text in texts if len(text) > depth and text[:depth] == beginning})
-        logits = model(torch.tensor([[*front, *beginning]])).logits[0, -1]
-        total += logits[legal].double().log_softmax(0)[legal.index(token)].item()
-    return total
-
-
-def terminators(trie, key: int) -> list[int]:
-    end = trie.leads[key + 1][0] if key + 1 < len(trie.leads) else trie.tail[0]
-    return [end] * len(trie.paths)
 
 
 @pytest.mark.parametrize("slots", ["answers", "request"])
@@ -114,30 +85,30 @@ def test_the_objective_is_its_formula(speaker):
     assert loss.item() == pytest.approx(text.item() + 2 * raft + 0.5 * crps_sum, rel=1e-4)
 
 
-def test_the_legal_term_is_what_illegal_tokens_take(speaker):
-    """At every token of a gold value, the terminator included, the mass of the legal tokens in the whole vocabulary."""
+@pytest.mark.parametrize("slots", ["answers", "request"])
+def test_the_legal_term_is_what_illegal_tokens_take(speaker, slots):
+    """At every token of a gold value, the terminator included, the mass of the legal tokens in the whole vocabulary;
+    where scores are read from the request, in an answer of that key only."""
     tokenizer = load_tokenizer(speaker)
     model = AutoModelForCausalLM.from_pretrained(speaker).eval()
-    trie = build_trie(TASK, tokenizer)
+    trie = build_trie(TASK, tokenizer, slots)
     split = encode_split(make_rows(2, seed=9), TASK, tokenizer, 512)
     batch = PackedCollator(trie)(split.batch_rows(trie))
     expected = 0.0
     for row, rendered in zip(split.encoded, split.rows, strict=True):
-        front = [*row.prompt_ids]
-        for key, value in enumerate(rendered.target.values()):
-            front += trie.leads[key]
-            path = trie.paths[trie.leaf_of(value)]
-            texts = [[*other, terminators(trie, key)[0]] for other in trie.paths]
-            for depth in range(len(path) + 1):
-                legal = {text[depth] for text in texts if len(text) > depth and text[:depth] == [*path[:depth]]}
-                if len(legal) > 1:
+        for place, key in enumerate(TASK.keys):
+            task = TASK if slots == "answers" else TASK.model_copy(update={"keys": (key,)})
+            before = {other: rendered.target[other] for other in TASK.keys[:place] if other in task.keys}
+            texts = written(task, tokenizer, key, before)
+            text = texts[legal_values(task).index(rendered.target[key])]
+            for beginning, legal in legal_behind(texts).items():
+                if beginning == text[: len(beginning)]:
                     with torch.no_grad():
-                        p = model(torch.tensor([[*front, *path[:depth]]])).logits[0, -1].double().softmax(0)
-                    expected -= float(p[sorted(legal)].sum().log())
-            front += path
-    text, _ = training_loss(model, batch, Objective(), trie)
+                        p = model(torch.tensor([[*row.prompt_ids, *beginning]])).logits[0, -1].double().softmax(0)
+                    expected -= float(p[legal].sum().log())
+    text_alone, _ = training_loss(model, batch, Objective(), trie)
     loss, _ = training_loss(model, batch, Objective(legal=3.0), trie, torch.ones(2))
-    assert loss.item() - text.item() == pytest.approx(3 * expected, rel=1e-3, abs=1e-4)
+    assert loss.item() - text_alone.item() == pytest.approx(3 * expected, rel=1e-3, abs=1e-4)
 
 
 def test_weights_of_the_text_loss_by_hand():
@@ -205,10 +176,8 @@ def test_logits_made_in_another_way_are_computed_whole(speaker):
     rows = encode_rows(make_rows(3, seed=4), TASK, tokenizer, 512).encoded
     trie = build_trie(TASK, tokenizer)
     decoded = Decoder(model, tokenizer, trie, 40).decode(rows, batch_rows=3)
-    front = [*rows[0].prompt_ids, *trie.leads[0]]
-    for leaf in (3, 42, 100):
-        expected = by_brute_force(model, front, trie, 0, leaf)
-        assert decoded[0].log_p_KV[0, leaf].item() == pytest.approx(expected, abs=1e-5)
+    expected_V = log_probs(model, rows[0].prompt_ids, TASK, tokenizer, "a", {})
+    torch.testing.assert_close(decoded[0].log_p_KV[0], expected_V, rtol=0, atol=1e-5)
 
 
 TERMS = {

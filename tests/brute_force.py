@@ -68,3 +68,20 @@ def log_probs(
     return torch.tensor(
         [sum(log_p.get((text[:depth], token), 0.0) for depth, token in enumerate(text)) for text in texts]
     )
+
+
+@torch.no_grad()
+def greedy(model: PreTrainedModel, prompt_ids: Sequence[int], task: ScoresTask, tokenizer: StudentTokenizer) -> Text:
+    """The answer written token by token, each the likeliest of those that some legal answer has there."""
+    before: dict[str, float] = {}
+    for key in task.keys:
+        texts = left = written(task, tokenizer, key, before)
+        depth = 0
+        while len(left) > 1:
+            legal = sorted({text[depth] for text in left})
+            logits_V = model(torch.tensor([[*prompt_ids, *left[0][:depth]]]), logits_to_keep=1).logits[0, -1]
+            token = legal[int(logits_V[legal].argmax())]
+            left = [text for text in left if text[depth] == token]
+            depth += 1
+        before[key] = legal_values(task)[texts.index(left[0])]
+    return left[0]

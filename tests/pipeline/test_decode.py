@@ -11,7 +11,7 @@ from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
 from ppe_lora.tasks.scores import Answer, ScoresTask
-from tests.brute_force import CASES, log_probs
+from tests.brute_force import CASES, greedy, log_probs
 from tests.runs import TASK, make_rows_of, make_speaker
 from tests.tiny import tiny_mistral
 
@@ -46,7 +46,8 @@ def test_free_text_is_what_generate_writes(tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_forced_answers_and_distributions_by_brute_force(case, tmp_path, monkeypatch):
-    """An untrained model never says JSON; forced, it does, and each value has the probability of its own text."""
+    """An untrained model never says JSON; forced, it does, the likeliest legal token at a time, and each value has the
+    probability of its own text."""
     monkeypatch.setenv("PPE_LORA_CACHE", str(tmp_path / "cache"))
     build, task = CASES[case]
     decoder = decoder_for(build(tmp_path / "model"), task)
@@ -55,6 +56,7 @@ def test_forced_answers_and_distributions_by_brute_force(case, tmp_path, monkeyp
     free = decoder.decode(rows, batch_rows=2)
     assert [one.ids for one in free] == freely(decoder, rows)
     for row, one, unforced in zip(rows, decoder.decode(rows, batch_rows=2, forced=True), free, strict=True):
+        assert tuple(one.ids) == greedy(decoder.model, row.prompt_ids, task, tokenizer)
         values = dict(zip(task.keys, task.parse(tokenizer.decode(one.ids)).values, strict=True))
         assert torch.equal(one.log_p_KV, unforced.log_p_KV)
         torch.testing.assert_close(one.log_p_KV.exp().sum(-1), torch.ones(len(task.keys)), rtol=0, atol=1e-5)
@@ -80,12 +82,14 @@ def test_scores_read_from_the_request_alone(case, tmp_path, monkeypatch):
     assert len(passes) == 1  # the instruction is encoded already
     hook.remove()
     for row, one, unforced in zip(rows, forced, free, strict=True):
-        assert isinstance(task.parse(tokenizer.decode(one.ids)), Answer)
+        said = task.parse(tokenizer.decode(one.ids)).values
         torch.testing.assert_close(one.log_p_KV, unforced.log_p_KV, rtol=0, atol=1e-5)
         for place, key in enumerate(task.keys):
             alone = task.model_copy(update={"keys": (key,)})
             expected_V = log_probs(decoder.model, row.prompt_ids, alone, tokenizer, key, {})
             torch.testing.assert_close(one.log_p_KV[place], expected_V, rtol=0, atol=1e-5)
+            text = tokenizer.decode(greedy(decoder.model, row.prompt_ids, alone, tokenizer))
+            assert alone.parse(text).values == (said[place],)
 
 
 def test_completions_cost_what_they_cost_alone(speaker):

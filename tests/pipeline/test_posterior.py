@@ -14,7 +14,7 @@ from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.evaluate import encode_split
 from ppe_lora.student.objective import _weighed_nll, slot_choices, training_loss
 from ppe_lora.student.outputs import unembedding_of
-from ppe_lora.student.posterior import crps, deviation, leaf_log_probs, mean, quantile
+from ppe_lora.student.posterior import crps, deviation, greedy_leaf, leaf_log_probs, mean, quantile
 from ppe_lora.student.read_out import read_answer
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
@@ -222,6 +222,16 @@ def test_summaries_by_hand():
     assert crps(log_p, values, torch.tensor([1.0])).item() == pytest.approx(0.25**2 * 1 + 0.25**2 * 2)
     certain = torch.tensor([[0.0, 0.0, 1.0]]).log()
     assert crps(certain, values, torch.tensor([0.0])).item() == pytest.approx(3.0)
+
+
+def test_greedy_takes_the_likeliest_token_and_not_the_likeliest_value(speaker):
+    """Most mass begins with 4, but is spread over 4 and 40 to 49: 0 is the likeliest value, and 42 is what is said."""
+    trie = build_trie(TASK, load_tokenizer(speaker))
+    choice_1MC = torch.zeros(1, *trie.legal.shape).masked_fill(~trie.legal, float("-inf"))
+    for leaf, depth, logit in ((42, 0, 5.0), (0, 0, 4.5), (42, 1, 0.5)):
+        choice_1MC[0, trie.step_choice[leaf, depth], trie.step_child[leaf, depth]] = logit
+    assert leaf_log_probs(choice_1MC, trie).argmax(-1).tolist() == [0]
+    assert greedy_leaf(choice_1MC, trie).tolist() == [42]
 
 
 @pytest.mark.parametrize(("read_out", "expected"), [("greedy", 7), ("posterior_mean", 28), ("posterior_median", 40)])

@@ -257,7 +257,7 @@ def _trainer(
     recipe: Recipe,
     run_dir: Path,
 ) -> PpeTrainer:
-    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+    start = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
     trainer = PpeTrainer(
         model=model,
         args=config,
@@ -266,10 +266,11 @@ def _trainer(
         processing_class=unused_tokenizer(),
         callbacks=callbacks,
     )
-    # TRL casts the adapters of a quantized base to bfloat16; updates of a few 1e-4 need float32.
+    # TRL rounds the adapters of a quantized base to bfloat16; updates of a few 1e-4 need float32, and the start is the
+    # seed's own.
     for name, parameter in model.named_parameters():
-        if name in dtypes:
-            parameter.data = parameter.data.to(dtypes[name])
+        if name in start:
+            parameter.data = start[name].to(parameter.device)
     trainer.processing_class = None
     trainer.remove_callback(PrinterCallback)
     trainer.state_dir = run_dir / "state"

@@ -16,7 +16,7 @@ COMPRESS := .venv-compress
 COMPRESS_READY := $(COMPRESS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress llama-cpp demo demo-full docs-sweep test test-slow test-engines lint format constraints clean
+.PHONY: help setup compress llama-cpp demo docs-demo demo-full docs-sweep test test-slow test-engines lint format constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ compress: $(READY) $(COMPRESS_READY) ## Make the environment that `export.quanti
 
 demo: $(READY) ## Data, training, decoded scores, merged model: about 11 minutes on two CPU cores
 	$(BIN)/ppe-lora run recipes/demo.yaml
+
+docs-demo: demo ## The same, and its figures into docs/demo, which the README quotes
+	mkdir -p docs/demo
+	cp checkpoints/demo/summary.md checkpoints/demo/test/eval_metrics.json docs/demo/
 
 demo-full: $(READY) ## The same with three times the data: about half an hour (estimated)
 	$(BIN)/ppe-lora run recipes/demo_full.yaml

@@ -164,17 +164,20 @@ def _extend(source: _Source, path: Path) -> _Source:
     base = _read(base_path)
     if "extends" in base.tree:
         raise RecipeError(f"{place}: extends: {base_path} extends another recipe itself; only one level is allowed")
-    return _Source(_merge(base.tree, source.tree), base.places | source.places)
+    return _Source(_merge(base.tree, source.tree, base.tree), base.places | source.places)
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+def _merge(
+    base: Mapping[str, Any], over: Mapping[str, Any], root: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """`over` merged into `base`, which stands at `path` in `root`: the kinds there say which keys hold sections."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
         here = (*path, key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping) and _section_at(here, {}):
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and _section_at(here, root):
             same_kind = value.get("kind", below.get("kind")) == below.get("kind")
-            merged[key] = _merge(below, value, here) if same_kind else value
+            merged[key] = _merge(below, value, root, here) if same_kind else value
         else:
             merged[key] = value
     return merged

@@ -78,6 +78,24 @@ def test_extends_merges_sections_and_replaces_mappings(tmp_path):
     assert recipe.data.source.languages == {"en": 1.0}
 
 
+def test_extends_keeps_the_caps_inside_a_teacher(tmp_path):
+    """A teacher's keys are those of its kind: taken for the phrase book's, its caps on money and rate were dropped."""
+    teacher = "{kind: mistral, model: m, prices: {prompt: 1}, budget: {money: 5}, limits: {requests_per_minute: 10}}"
+    write(
+        tmp_path,
+        f"data: {{name: d, source: {{kind: generate, teacher: {teacher}}}}}\nstudent: {{model: m}}\n",
+        "b.yaml",
+    )
+    more = "{budget: {requests: 100000}, limits: {concurrency: 8}}"
+    recipe = load_recipe(write(tmp_path, f"extends: b.yaml\ndata: {{source: {{teacher: {more}}}}}\n"))
+    kept = recipe.data.source.teacher
+    assert (kept.budget.money, kept.budget.requests) == (5, 100000)
+    assert (kept.limits.requests_per_minute, kept.limits.concurrency) == (10, 8)
+    other = "{kind: openai_compatible, model: o, endpoints: [{url: 'http://h'}]}"
+    recipe = load_recipe(write(tmp_path, f"extends: b.yaml\ndata: {{source: {{teacher: {other}}}}}\n"))
+    assert recipe.data.source.teacher.budget.money is None  # another kind is another teacher
+
+
 def test_extends_is_one_level(tmp_path):
     write(tmp_path, GOOD, "a.yaml")
     write(tmp_path, "extends: a.yaml\n", "b.yaml")

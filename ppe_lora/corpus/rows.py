@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
+from ppe_lora.artifacts import read_json
 from ppe_lora.corpus.tables import raise_problems
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import SplitName, Style
@@ -42,6 +43,17 @@ def row_id(request: str, target: dict[str, float], language: Language, context: 
 def split_path(folder: Path, split: SplitName) -> Path:
     """The file of one split of a data set."""
     return folder / f"ft_request_param_{split}.jsonl"
+
+
+def dataset_version(folder: Path) -> str:
+    """The content hash of a finished data set.
+
+    Raises:
+        DataError: The data set has not been built.
+    """
+    if not (folder / "manifest.json").is_file():
+        raise DataError(f"{folder}: no finished data set; make it with `ppe-lora data build RECIPE`")
+    return str(read_json(folder / "manifest.json")["dataset_version"])
 
 
 def to_json(row: Row) -> str:

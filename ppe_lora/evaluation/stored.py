@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppe_lora.artifacts import read_json, read_jsonl
+from ppe_lora.corpus.rows import dataset_version
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.paired import Column
 from ppe_lora.evaluation.selection import metric_of, selected_by
 from ppe_lora.recipe import Recipe, load_recipe
+from ppe_lora.recipe.load import differing_keys, is_decisive
 from ppe_lora.recipe.schema import ReadOut
 from ppe_lora.tasks.scores import Reason, Rejected
 
@@ -103,6 +105,42 @@ def read_evaluation(folder: Path, name: str, recipe: Recipe) -> Stored:
         raise RunError(f"{path}: expected the predictions of an evaluation; got: {error}; evaluate again") from None
     metrics = read_json(folder / "eval_metrics.json")
     return Stored(name, recipe, read_json(folder / "manifest.json"), metrics, predictions)
+
+
+def check_recipe(recipe: Recipe, run_dir: Path, remedy: str, but: tuple[str, ...] = ()) -> None:
+    """Raise unless a run was made by this recipe; its name, its export and its tracking decide nothing.
+
+    Args:
+        recipe: The experiment as it is asked for now.
+        run_dir: The run, with `config.yaml`.
+        remedy: What to do about a difference.
+        but: Beginnings of further keys that decide nothing here.
+
+    Raises:
+        RunError: It was not; all differing keys are named.
+    """
+    differing = differing_keys(recipe, load_recipe(run_dir / "config.yaml"))
+    changed = [key for key in differing if is_decisive(key) and key != "name" and not key.startswith(but)]
+    if changed:
+        raise RunError(f"{run_dir}: holds a run that differs from the recipe in {', '.join(changed)}. {remedy}")
+
+
+def check_made_from(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
+    """Raise unless a finished training was made by this recipe, from this data set. Read-outs and other settings of the
+    evaluation may be new; how data are made is compared by what came of it, the data set's version.
+
+    Raises:
+        RunError: It was made by another recipe, or the data set has been built anew since.
+        DataError: The data set has not been built.
+    """
+    another = "under another name (name=...)"
+    check_recipe(recipe, run_dir, f"Leave these keys as they were, or run the recipe {another}", ("evaluate.", "data."))
+    trained, found = read_json(run_dir / "manifest.json")["inputs"]["dataset_version"], dataset_version(data_dir)
+    if trained != found:
+        raise RunError(
+            f"{data_dir}: expected the data set that {run_dir} was trained on (version {trained}); got {found}; build "
+            f"that one again, or run the recipe {another}"
+        )
 
 
 def check_comparable(sides: Sequence[Stored]) -> None:

@@ -17,9 +17,10 @@ import torch
 
 from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest
 from ppe_lora.console import console
-from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
+from ppe_lora.corpus.rows import dataset_version, read_rows, split_path, targets_matrix
 from ppe_lora.errors import ModelError, RunError
 from ppe_lora.evaluation.metrics import score
+from ppe_lora.evaluation.stored import check_made_from
 from ppe_lora.export.adapter import write_adapter
 from ppe_lora.export.answers import Answers, answer_rows
 from ppe_lora.export.card import write_model_card
@@ -80,12 +81,13 @@ def export_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     works.
 
     Raises:
-        RunError: The run is not finished.
+        RunError: The run is not finished, or is of another recipe or data set.
         ModelError: The merged model cannot be reloaded, or does not answer as the adapter did, or the quantized one
             loses more than the recipe allows.
     """
     if not (run_dir / "manifest.json").is_file():
         raise RunError(f"{run_dir}: the training is not finished; run `ppe-lora train RECIPE --resume`")
+    check_made_from(recipe, data_dir, run_dir)
     state = processes()
     if state.is_main_process:
         base = resolve_base(recipe.student)
@@ -223,7 +225,7 @@ def _write_card(
     metrics |= {"test": read_json(test)} if test.is_file() else {}
     manifest = read_json(run.folder / "manifest.json")
     known = {
-        "dataset_version": read_json(run.data_dir / "manifest.json")["dataset_version"],
+        "dataset_version": dataset_version(run.data_dir),
         "selected epoch": manifest["selected_epoch"],
         **facts,
         "packages": manifest["packages"],

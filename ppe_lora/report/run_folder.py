@@ -13,9 +13,9 @@ from ppe_lora.corpus.description import DataSet, read_dataset
 from ppe_lora.corpus.rows import Row, split_path
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import Matrix
+from ppe_lora.evaluation.stored import check_recipe
 from ppe_lora.evaluation.test_set import check_test_rows
 from ppe_lora.recipe import Recipe, load_recipe
-from ppe_lora.recipe.load import differing_keys, is_decisive
 from ppe_lora.tasks.scores import ScoresTask
 
 
@@ -56,7 +56,12 @@ def read_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
         DataError: The data set is missing or broken.
     """
     run = _manifest(run_dir, "the training is not finished; run `ppe-lora train RECIPE --resume`")
-    _check_recipe(recipe, run_dir)
+    config_of(run_dir)
+    check_recipe(
+        recipe,
+        run_dir,
+        "Name the folder itself to report on what it holds, or make the recipe's own run with `ppe-lora run RECIPE`",
+    )
     test = _manifest(run_dir / "test", "the test rows are not decoded yet; run `ppe-lora evaluate RECIPE`")
     data = read_dataset(data_dir, recipe.task)
     check_test_rows(run_dir, split_path(data_dir, "test"))
@@ -92,15 +97,6 @@ def config_of(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not (run_dir / "config.yaml").is_file():
         raise RunError(f"{run_dir}: expected a run folder or a recipe file; got a folder without config.yaml")
     return load_recipe(run_dir / "config.yaml", overrides)
-
-
-def _check_recipe(recipe: Recipe, run_dir: Path) -> None:
-    changed = [key for key in differing_keys(recipe, config_of(run_dir)) if is_decisive(key) and key != "name"]
-    if changed:
-        raise RunError(
-            f"{run_dir}: holds a run that differs from the recipe in {', '.join(changed)}. Name the folder itself to "
-            "report on what it holds, or make the recipe's own run with `ppe-lora run RECIPE`"
-        )
 
 
 def _manifest(folder: Path, missing: str) -> dict[str, Any]:

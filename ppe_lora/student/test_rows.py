@@ -17,6 +17,7 @@ from ppe_lora.evaluation.calibration import read_calibration
 from ppe_lora.evaluation.correct import corrected
 from ppe_lora.evaluation.metrics import METRIC_VERSION, Scale, mse_norm
 from ppe_lora.evaluation.selection import metric_of
+from ppe_lora.evaluation.stored import check_made_from
 from ppe_lora.evaluation.test_set import check_test_rows, note_test_rows
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.correct import CALIBRATION_FILE, fit_correction
@@ -35,11 +36,12 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     """Write `test/`, `test_rows.json` and `worst_cases.csv` of a finished run, or find them up to date.
 
     Raises:
-        RunError: The run is not finished, or was measured on other test rows before.
+        RunError: The run is not finished, is of another recipe or data set, or was measured on other test rows before.
         DataError: The test rows are missing or broken.
     """
     if not (run_dir / "manifest.json").is_file():
         raise RunError(f"{run_dir}: the training is not finished; run `ppe-lora train RECIPE --resume`")
+    check_made_from(recipe, data_dir, run_dir)
     test_path = split_path(data_dir, "test")
     rows = read_rows(test_path, recipe.task)
     check_test_rows(run_dir, test_path)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
 
 from ppe_lora.artifacts import is_current, read_json, write_json, write_manifest, write_text
 from ppe_lora.console import console, progress
-from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
+from ppe_lora.corpus.rows import dataset_version, read_rows, split_path, targets_matrix
 from ppe_lora.errors import DataError, Interrupted, ModelError, RunError
 from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix
 from ppe_lora.evaluation.selection import select_epoch
@@ -45,11 +45,12 @@ def train_inputs(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
     Raises:
         DataError: The data set has not been built.
     """
-    if not (data_dir / "manifest.json").is_file():
-        raise DataError(f"{data_dir}: no finished data set; make it with `ppe-lora data build RECIPE`")
     decisive = {name: section for name, section in decisive_values(recipe).items() if name not in ("name", "data")}
-    version = read_json(data_dir / "manifest.json")["dataset_version"]
-    return {"recipe": decisive, "dataset_version": version, "metric_version": METRIC_VERSION}
+    return {
+        "recipe": decisive,
+        "dataset_version": dataset_version(data_dir),
+        "metric_version": METRIC_VERSION,
+    }
 
 
 def train(

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ppe_lora.artifacts import hash_file, read_json, read_jsonl
 from ppe_lora.corpus.rows import SPLITS, split_path
 from tests.command import ppe_lora
+from tests.evaluations import predictions, write_run
 from tests.runs import TASK, TASK_YAML, make_data, make_recipe, make_rows
 from tests.tiny import tiny_llama
 
@@ -208,6 +209,31 @@ def test_stages_out_of_order_say_what_is_missing(here, speaker, capsys):
         assert ppe_lora(stage, "run.yaml") == 2
         assert capsys.readouterr().err == (
             "error: checkpoints/run: the training is not finished; run `ppe-lora train RECIPE --resume`\n"
+        )
+
+
+def test_another_recipe_or_data_set_than_the_run_s_is_refused(here, capsys):
+    """Asked by another instruction, or scored by new rows, the run would get figures that are not its own."""
+    write_run(here / "checkpoints" / "run", predictions([1, 2, 3]))
+    recipe = "checkpoints/run.yaml"
+    make_data(here / "data" / "d")
+    changed = ["train.objective.slots=request", "task.instruction={en: 'Rate {keys}.'}"]
+    ignored = [
+        "evaluate.batch_rows=4",
+        "export.verify_rows=3",
+        "track.mode=offline",
+        "data.source={kind: generate, rows: 9}",
+    ]
+    for stage in ("evaluate", "export"):
+        assert ppe_lora(stage, recipe, *changed, *ignored) == 2
+        assert capsys.readouterr().err == (
+            "error: checkpoints/run: holds a run that differs from the recipe in task.instruction.en, "
+            "train.objective.slots. Leave these keys as they were, or run the recipe under another name (name=...)\n"
+        )
+        assert ppe_lora(stage, recipe, *ignored) == 2
+        assert capsys.readouterr().err == (
+            "error: data/d: expected the data set that checkpoints/run was trained on (version v); got test-data; "
+            "build that one again, or run the recipe under another name (name=...)\n"
         )
 
 

@@ -38,6 +38,9 @@ from ppe_lora.student.trainer import PpeTrainer, sft_config
 from ppe_lora.student.trie import ScoreTrie, build_trie
 from ppe_lora.tasks.scores import ScoresTask
 
+_BEGUN = ("train_log.csv", "state/checkpoint-*", "epochs/*", "manifest.json")
+"""What a run folder holds from its first step on."""
+
 
 def train_inputs(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
     """Everything that decides a training: the recipe but its export and tracking, and the data by content.
@@ -119,20 +122,27 @@ def _prepare_folder(recipe: Recipe, inputs: dict[str, Any], run_dir: Path, *, re
         changed = [key for key in differing if is_decisive(key)]
         if started_from.is_file() and read_json(started_from)["dataset_version"] != inputs["dataset_version"]:
             changed.append("its data set")
-        if changed:
+        if changed and not _has_begun(run_dir):
+            shutil.rmtree(started_from.parent, ignore_errors=True)  # what was found out for the other recipe
+        elif changed:
             raise RunError(
                 f"{run_dir}: holds a run that differs in {', '.join(changed)}. Give this one another name "
                 "(name=...), or start over with --fresh, which deletes that run."
             )
-        if (run_dir / "manifest.json").is_file():
+        elif (run_dir / "manifest.json").is_file():
             raise RunError(f"{run_dir}: its data set has changed since. Start over with --fresh, or use another name.")
-        if not resume:
+        elif not resume:
             raise RunError(f"{run_dir}: holds an unfinished run. Continue with --resume, or start over with --fresh.")
     try:
         write_text(config, dump_recipe(recipe))
         write_json(started_from, inputs)
     except OSError as error:
         raise RunError(f"{run_dir}: cannot be written: {error}") from error
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether there is anything to lose."""
+    return any(next(run_dir.glob(kept), None) for kept in _BEGUN)
 
 
 def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:

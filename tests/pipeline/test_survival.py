@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from ppe_lora.artifacts import read_json, write_manifest
-from ppe_lora.errors import RunError
+from ppe_lora.artifacts import read_json, write_json, write_manifest
+from ppe_lora.errors import ModelError, RunError
 from ppe_lora.recipe import load_recipe
 from ppe_lora.student.trainer import PpeTrainer
 from ppe_lora.student.training import train
@@ -135,6 +135,28 @@ def test_a_full_disk_is_a_clear_error_and_keeps_the_run(speaker, tmp_path, monke
     assert (run / "state" / "checkpoint-2" / "complete.json").is_file()
     train(recipe, data, run, resume=True)
     assert read_json(run / "manifest.json")["selected_epoch"] in (1, 2)
+
+
+def test_a_run_that_failed_before_its_first_step_takes_a_corrected_recipe(speaker, tmp_path):
+    """A misspelt model left a folder that refused the corrected command, and asked for --fresh."""
+    prepare(tmp_path, speaker)
+    data, run, stopped = tmp_path / "data" / "d", tmp_path / "checkpoints" / "run", "stopped before any training"
+
+    def stop() -> None:
+        raise RuntimeError(stopped)
+
+    with pytest.raises(ModelError, match=r"student\.model: expected an existing folder"):
+        train(load_recipe(tmp_path / "run.yaml", ["student.model=./nowhere"]), data, run)
+    found_out = run / "state" / "rows_per_micro_step.json"
+    write_json(found_out, {"rows": 8})
+    for resume in (False, True):
+        with pytest.raises(RuntimeError, match=stopped):
+            train(load_recipe(tmp_path / "run.yaml", [f"seed={int(resume)}"]), data, run, resume=resume, on_start=stop)
+    assert load_recipe(run / "config.yaml") == load_recipe(tmp_path / "run.yaml", ["seed=1"])
+    assert not found_out.exists()
+    (run / "train_log.csv").write_text("step\n1\n")
+    with pytest.raises(RunError, match="holds a run that differs in seed"):
+        train(load_recipe(tmp_path / "run.yaml"), data, run, resume=True)
 
 
 def test_a_changed_recipe_or_data_set_is_refused(whole, tmp_path):

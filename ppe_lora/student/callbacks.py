@@ -85,7 +85,10 @@ class Checkpoints(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for a checkpoint when one is due or a signal has come."""
+        """Ask for a checkpoint when one is due or a signal has come. Not at an epoch's last step: a run that
+        resumed there would neither evaluate the epoch nor stop where it should; `on_epoch_end` saves it."""
+        if state.global_step % (state.max_steps // state.num_train_epochs) == 0:
+            return control
         due = time.monotonic() - self._saved_at >= self.interval_s
         stopped, due = _agree(self.stopped_by is not None), _agree(due)
         if stopped:
@@ -136,14 +139,6 @@ class EpochEvaluation(TrainerCallback):
         self.tokenizer = tokenizer
         self.trie = trie
         self.checkpoints = checkpoints
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
-        """Make up for an evaluation that was cut off: its epoch was trained, saved, and then the process ended."""
-        steps_per_epoch = state.max_steps // state.num_train_epochs
-        if state.global_step and state.global_step % steps_per_epoch == 0:
-            self._evaluate(state, model)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any

@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from ppe_lora.artifacts import read_json, write_json, write_manifest
 from ppe_lora.errors import ModelError, RunError
 from ppe_lora.recipe import load_recipe
+from ppe_lora.student import callbacks
+from ppe_lora.student.callbacks import EpochEvaluation
+from ppe_lora.student.checkpoints import epoch_folders
 from ppe_lora.student.trainer import PpeTrainer
 from ppe_lora.student.training import train
 from tests.runs import make_data, make_recipe
@@ -101,6 +104,30 @@ def test_sigterm_saves_and_says_how_to_continue(speaker, whole, tmp_path):
     assert "continue with `ppe-lora train --resume`" in output
     train(load_recipe(tmp_path / "run.yaml"), tmp_path / "data" / "d", tmp_path / "checkpoints" / "run", resume=True)
     assert_same_result(whole / "checkpoints" / "run", tmp_path / "checkpoints" / "run")
+
+
+def test_a_kill_before_an_evaluation_does_not_outlast_the_patience(speaker, tmp_path, monkeypatch):
+    """Resumed behind the last step of the epoch that runs out the patience, a run trained one epoch more than an
+    uninterrupted one: the epoch was evaluated then, but nothing stopped."""
+    make_data(tmp_path / "data" / "d")
+    train_section = SECTIONS[0].replace("epochs: 2", "epochs: 4, patience: 1").replace(", objective: {head: 1}", "")
+    recipe = load_recipe(make_recipe(tmp_path, speaker, train_section, SECTIONS[1]))
+    data, run = tmp_path / "data" / "d", tmp_path / "checkpoints" / "run"
+    monkeypatch.setattr(callbacks, "best_epoch", lambda history, settings: min(history, default=None))
+    evaluate = EpochEvaluation._evaluate
+
+    def killed(self, state, model):
+        if state.global_step == 6:
+            raise KeyboardInterrupt
+        evaluate(self, state, model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochEvaluation, "_evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, data, run)
+    assert sorted(path.name for path in (run / "state").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+    train(recipe, data, run, resume=True)
+    assert [path.name for path in epoch_folders(run)] == ["001", "002"]
 
 
 def test_a_finished_run_is_left_alone(whole, capsys):

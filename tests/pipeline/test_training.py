@@ -352,10 +352,13 @@ def test_patience_counts_epochs_since_the_best():
 
 
 def test_a_signal_during_an_evaluation_saves_the_epoch_that_it_ends():
-    """Without a checkpoint there, the next run would train the evaluated epoch again."""
-    checkpoints = Checkpoints(minutes=60)
-    state, control = TrainerState(global_step=7), TrainerControl()
+    """Without a checkpoint there, the next run would train the evaluated epoch again. At the epoch's last step there is
+    none yet, however due: it would be one without the epoch's evaluation."""
+    checkpoints = Checkpoints(minutes=0)
+    state, control = TrainerState(global_step=7, max_steps=14, num_train_epochs=2), TrainerControl()
     checkpoints.stopped_by = "SIGTERM"
+    checkpoints.on_step_end(None, state, control)
+    assert (control.should_save, control.should_training_stop, checkpoints.stopping) == (False, False, False)
     checkpoints.on_epoch_end(None, state, control)
     assert (control.should_save, control.should_training_stop) == (True, True)
     checkpoints.on_save(None, state, control)

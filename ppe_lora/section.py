@@ -1,8 +1,9 @@
 """The base of every configuration section: frozen, and unknown keys are errors. And the numbers sections hold."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -13,3 +14,24 @@ class Section(BaseModel):
     """A frozen part of a recipe. Unknown keys and values of a neighbouring type (`"3"` for 3) are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def by_kind(default: type[Section], *others: type[Section]) -> Discriminator:
+    """Chooses among sections, tagged with their kinds, by `kind`. Without one it is the default, unless there is a key
+    that only another one has: then `kind` has been forgotten."""
+    elsewhere = {key for other in others for key in other.model_fields} - default.model_fields.keys()
+
+    def kind_of(raw: Any) -> str | None:
+        if not isinstance(raw, Mapping):
+            return getattr(raw, "kind", None)
+        if "kind" in raw:
+            return str(raw["kind"])
+        return None if elsewhere & raw.keys() else kind(default)
+
+    return Discriminator(kind_of)
+
+
+def kind(section: type[BaseModel]) -> str | None:
+    """The kind that a section is; None where it is the only one at its place."""
+    field = section.model_fields.get("kind")
+    return str(get_args(field.annotation)[0]) if field else None

@@ -14,6 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from ppe_lora.errors import RecipeError
 from ppe_lora.recipe.schema import Recipe
+from ppe_lora.section import kind
 
 _Keys = tuple[str | int, ...]
 
@@ -175,8 +176,9 @@ def _merge(
     for key, value in over.items():
         below = merged.get(key)
         here = (*path, key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping) and _section_at(here, root):
-            same_kind = value.get("kind", below.get("kind")) == below.get("kind")
+        section = _section_at(here, root)
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and section:
+            same_kind = value.get("kind") in (None, below.get("kind", kind(section)))
             merged[key] = _merge(below, value, root, here) if same_kind else value
         else:
             merged[key] = value
@@ -239,8 +241,8 @@ def _path_in(tree: Any, location: Sequence[str | int]) -> tuple[_Keys, _Keys]:
             skipped = (*skipped, step)
             continue
         path, skipped = (*path, step), ()
-    kind = node.get("kind") if isinstance(node, Mapping) else None
-    return path, tuple(step for step in skipped if step != kind)
+    named = node.get("kind") if isinstance(node, Mapping) else None
+    return path, tuple(step for step in skipped if step != named)
 
 
 def _value_at(tree: Any, path: _Keys) -> Any:
@@ -289,11 +291,9 @@ def _choose(annotation: Any, tree: Any) -> Any:
     """The member of a union that `kind` names (the first where none is named), else the annotation itself."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
-    members = [member for member in get_args(annotation) if isinstance(member, type) and issubclass(member, BaseModel)]
+    untagged = [get_args(member)[0] if get_origin(member) is Annotated else member for member in get_args(annotation)]
+    members = [member for member in untagged if isinstance(member, type) and issubclass(member, BaseModel)]
     if not members or get_origin(annotation) in (dict, tuple):
         return annotation
-    kind = tree.get("kind") if isinstance(tree, Mapping) else None
-    for member in members:
-        if kind is not None and kind in get_args(member.model_fields["kind"].annotation):
-            return member
-    return members[0]
+    named = tree.get("kind") if isinstance(tree, Mapping) else None
+    return next((member for member in members if kind(member) == named), members[0])

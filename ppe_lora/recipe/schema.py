@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 
 from ppe_lora.recipe.teachers import LlmTeacher, ScriptedTeacher, Teacher
 from ppe_lora.recipe.track import Track
-from ppe_lora.section import Count, Section, Share, Weight
+from ppe_lora.section import Count, Section, Share, Weight, by_kind
 from ppe_lora.tasks.scores import Language, ScoresTask
 
 Style = Literal["polite", "casual", "short", "long"]
@@ -170,7 +170,11 @@ class Data(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     """Folder under `data/`."""
-    source: Annotated[GenerateSource | ImportSource, Field(discriminator="kind")] = GenerateSource()
+    source: Annotated[
+        Annotated[GenerateSource, Tag("generate")] | Annotated[ImportSource, Tag("import")],
+        by_kind(GenerateSource, ImportSource),
+    ] = GenerateSource()
+    """Generated where no kind is named."""
     filters: Filters = Filters()
     split: Split = Split()
     held_out: ImportSource | None = None

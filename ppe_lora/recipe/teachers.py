@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 
-from ppe_lora.section import Count, Section, Weight
+from ppe_lora.section import Count, Section, Weight, by_kind
 
 PerMinute = Annotated[float, Field(gt=0)]
 
@@ -120,7 +120,13 @@ class OpenAICompatibleTeacher(_LlmTeacher):
 
 
 LlmTeacher = MistralTeacher | OpenAICompatibleTeacher
-Teacher = Annotated[ScriptedTeacher | LlmTeacher, Field(discriminator="kind")]
+Teacher = Annotated[
+    Annotated[ScriptedTeacher, Tag("scripted")]
+    | Annotated[MistralTeacher, Tag("mistral")]
+    | Annotated[OpenAICompatibleTeacher, Tag("openai_compatible")],
+    by_kind(ScriptedTeacher, MistralTeacher, OpenAICompatibleTeacher),
+]
+"""The phrase book where no kind is named."""
 
 NOT_CONTENT = {"timeout_s", "limits", "prices", "budget", "mode", "endpoints", "api_key_env"}
 """Keys of a teacher that decide how its answers are had, not what they are."""

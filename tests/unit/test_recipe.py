@@ -96,6 +96,22 @@ def test_extends_keeps_the_caps_inside_a_teacher(tmp_path):
     assert recipe.data.source.teacher.budget.money is None  # another kind is another teacher
 
 
+def test_a_kind_that_is_not_named_is_the_default(tmp_path):
+    """`data.source.rows=300` on a recipe without data.source was refused: kind missing."""
+    path = write(tmp_path, GOOD)
+    source = load_recipe(path, ["data.source.rows=300", "data.source.teacher.noise=2"]).data.source
+    assert (source.kind, source.rows, source.teacher.kind, source.teacher.noise) == ("generate", 300, "scripted", 2)
+    assert problems(path, "data.source.row=300") == [
+        "data.source.row=300: data.source.row: unknown key; did you mean 'rows'?"
+    ]
+    assert problems(path, "data.source={source_dir: d}") == [
+        "data.source={source_dir: d}: data.source.kind: missing; it says which keys this section has"
+    ]
+    child = write(tmp_path, "extends: r.yaml\ndata: {source: {kind: generate, context: 0.5}}\n", "child.yaml")
+    write(tmp_path, GOOD.replace("name: d", "name: d\n  source: {rows: 300}"))
+    assert (load_recipe(child).data.source.rows, load_recipe(child).data.source.context) == (300, 0.5)
+
+
 def test_extends_is_one_level(tmp_path):
     write(tmp_path, GOOD, "a.yaml")
     write(tmp_path, "extends: a.yaml\n", "b.yaml")

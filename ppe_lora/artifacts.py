@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ppe_lora.errors import FileError
+
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets", "mistral-common")
 
 
@@ -37,8 +39,18 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file.
+
+    Raises:
+        FileError: It is none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileError(
+            f"{path}: expected JSON; got a torn or changed file ({error}); delete it and repeat the command that wrote "
+            "it"
+        ) from None
 
 
 def read_jsonl(path: Path) -> list[Any]:

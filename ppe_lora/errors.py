@@ -17,6 +17,10 @@ class ModelError(PpeError):
     """A base model, tokenizer, adapter or quantization cannot be used as asked."""
 
 
+class FileError(PpeError, ValueError):
+    """A file that the package wrote is torn, or somebody has changed it."""
+
+
 class MetricError(PpeError):
     """A metric is undefined for its input (no rows, or shapes that differ)."""
 

@@ -79,13 +79,16 @@ def read_rows(path: Path, task: ScoresTask) -> list[Row]:
     rows: list[Row] = []
     problems: list[str] = []
     first_line_of: dict[str, int] = {}
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = Row.model_validate_json(line.strip())
+                row = Row.model_validate_json(line.decode().strip())
                 task.check_target(row.target)
+            except UnicodeDecodeError as error:
+                problems.append(f"{path}:{number}: expected UTF-8 text; got byte {error.object[error.start]:#04x}")
+                continue
             except ValidationError as error:
                 problems += [f"{path}:{number}: {_where(e['loc'])}{e['msg']}" for e in error.errors()]
                 continue

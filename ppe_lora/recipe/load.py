@@ -10,7 +10,8 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.reader import ReaderError
 
 from ppe_lora.errors import RecipeError
 from ppe_lora.recipe.schema import Recipe
@@ -128,13 +129,20 @@ def _read(path: Path) -> _Source:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     try:
         loaded = YAML().load(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problem = (error.problem or "not YAML").splitlines()[0]
-        raise RecipeError(f"{path}:{line}: {problem}") from None
+    except YAMLError as error:
+        raise RecipeError(f"{path}:{_problem(error, text)}") from None
     if not isinstance(loaded, CommentedMap):
         raise RecipeError(f"{path}:1: expected a mapping of recipe sections; got {type(loaded).__name__}")
     return _Source(_plain(loaded), dict(_places(loaded, path)))
+
+
+def _problem(error: YAMLError, text: str) -> str:
+    """The line of a problem, and a word on it."""
+    if isinstance(error, ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return f"{line}: expected printable text; got the control character U+{error.character:04X}; delete it"
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"{mark.line + 1 if mark else 1}: {(problem or 'not YAML').splitlines()[0]}"
 
 
 def _plain(node: Any) -> Any:
@@ -191,7 +199,7 @@ def _override(source: _Source, override: str) -> _Source:
         raise RecipeError(f"{override}: expected an override of the form train.epochs=5")
     try:
         value = _plain(YAML().load(text)) if text.strip() else None
-    except MarkedYAMLError:
+    except YAMLError:
         raise RecipeError(f"{override}: the value is not YAML") from None
     keys = dotted.split(".")
     return _Source(_set(source.tree, keys, value), source.places | {tuple(keys): override})

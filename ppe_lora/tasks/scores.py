@@ -81,7 +81,7 @@ class ScoresTask(Section):
     decimals: Literal[0, 1] = 0
     output_format_version: int = 1
     instruction: dict[Language, str] = Field(default_factory=lambda: dict(_INSTRUCTION), min_length=1)
-    """Wording per language. `{keys}`, `{low}` and `{high}` are filled in."""
+    """Wording per language. `{keys}`, `{low}` and `{high}` are filled in; literal braces are `{{` and `}}`."""
     aliases: dict[str, dict[Language, tuple[str, ...]]] = Field(
         default_factory=lambda data: {key: _ALIASES[key] for key in data.get("keys", ()) if key in _ALIASES}
     )
@@ -97,6 +97,14 @@ class ScoresTask(Section):
         for key in self.keys:
             if not key or not all(c.isascii() and (c.isalnum() or c == "_") for c in key) or key[0].isdigit():
                 raise ValueError(f"a key is ASCII letters, digits and underscores; got {key!r}")
+        for language in self.instruction:
+            try:
+                self.instruction_text(language)
+            except (LookupError, ValueError, AttributeError, TypeError):
+                raise ValueError(
+                    f"instruction.{language}: expected no braces but {{keys}}, {{low}} and {{high}}; got "
+                    f"{self.instruction[language]!r}; write literal braces as {{{{ and }}}}"
+                ) from None
         unknown = [key for key in self.aliases if key not in self.keys]
         if unknown:
             raise ValueError(f"aliases name keys the task does not have: {', '.join(unknown)}")

@@ -128,6 +128,10 @@ BAD_ROWS = {
         '{"id":"1","request":"x","target":{"a":1,"b":2},"language":"en"}\n' * 2,
         "{path}:2: id 1 is already used in line 1",
     ),
+    "latin_1": (
+        b'{"id":"1","request":"caf\xe9","target":{"a":1,"b":2},"language":"en"}\n',
+        "{path}:1: expected UTF-8 text; got byte 0xe9",
+    ),
     "torn": ('{"id":"1","requ\n', "{path}:1: Invalid JSON: EOF while parsing a string at line 1 column 15"),
 }
 
@@ -137,7 +141,7 @@ def test_broken_rows_are_named_with_file_and_line(here, speaker, capsys, case):
     text, message = BAD_ROWS[case]
     make_data(here / "data" / "d")
     path = split_path(Path("data/d"), "train")
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     make_recipe(here, speaker)
     assert ppe_lora("train", "run.yaml") == 2
     assert capsys.readouterr().err == f"error: {message.format(path=path)}\n"

@@ -69,6 +69,25 @@ def test_a_repeated_key_is_an_error(tmp_path):
     assert problems(path)[0].startswith(f"{path}:7: found duplicate key")
 
 
+def test_a_control_character_is_named_with_its_line(tmp_path):
+    """It ended in a traceback: this error of the YAML reader has no mark."""
+    path = write(tmp_path, GOOD + "seed: \x071\n")
+    assert problems(path) == [f"{path}:7: expected printable text; got the control character U+0007; delete it"]
+    assert problems(write(tmp_path, GOOD), "seed=\x071") == ["seed=\x071: the value is not YAML"]
+
+
+@pytest.mark.parametrize("wording", ["Answer like {a: 1}", "{keys} {0}", "{", "{keys.first}", "{low[0]}"])
+def test_an_instruction_with_braces_of_its_own_is_refused(tmp_path, wording):
+    """It ended in a KeyError, minutes later, at the first prompt."""
+    path = write(tmp_path, GOOD + f"task: {{instruction: {{en: '{wording}'}}}}\n")
+    assert problems(path) == [
+        f"{path}:7: task: instruction.en: expected no braces but {{keys}}, {{low}} and {{high}}; got {wording!r}; "
+        "write literal braces as {{ and }}"
+    ]
+    path = write(tmp_path, GOOD + "task: {instruction: {en: 'Answer like {{a: 1}}'}}\n")
+    assert load_recipe(path).task.instruction_text("en") == "Answer like {a: 1}"
+
+
 def test_extends_merges_sections_and_replaces_mappings(tmp_path):
     """Free mappings such as languages are replaced: merged, `{en: 1}` over a Japanese base would stay bilingual."""
     write(tmp_path, GOOD + "evaluate: {gate: 0.9, batch_rows: 4}\n", "base.yaml")

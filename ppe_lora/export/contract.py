@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from ppe_lora.artifacts import write_text
 from ppe_lora.errors import ModelError
+from ppe_lora.evaluation.calibration import LEAST_ROWS
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import ReadOut
 from ppe_lora.section import Count, Section
@@ -38,6 +39,22 @@ def contract_of(recipe: Recipe) -> Contract:
         read_out=recipe.evaluate.read_out,
         max_tokens=recipe.student.max_tokens,
     )
+
+
+def uncorrected(contract: Contract, folder: Path) -> str | None:
+    """Why a run or an export answers with the posterior mean where its recipe names `calibrated`, and what to do about
+    it; None where it has its correction or wants none."""
+    if contract.read_out != "calibrated" or (folder / "calibration.json").is_file():
+        return None
+    run_dir = folder if (folder / "config.yaml").is_file() else folder.parent
+    again = "" if run_dir == folder else "; then export again"
+    if (run_dir / "calibration.json").is_file():
+        why = "exported before it was evaluated; `ppe-lora export RECIPE` takes the correction along"
+    elif (run_dir / "test" / "manifest.json").is_file():
+        why = f"it has fewer than the {LEAST_ROWS} validation rows that a correction is fitted on"
+    else:
+        why = f"it has not been evaluated; `ppe-lora evaluate RECIPE` fits the correction{again}"
+    return f"{folder}: {contract.name} answers with the posterior mean, uncorrected: {why}"
 
 
 def write_contract(folder: Path, contract: Contract) -> None:

@@ -24,7 +24,7 @@ from ppe_lora.evaluation.stored import check_made_from
 from ppe_lora.export.adapter import write_adapter
 from ppe_lora.export.answers import Answers, answer_rows
 from ppe_lora.export.card import write_model_card
-from ppe_lora.export.contract import contract_of, write_contract
+from ppe_lora.export.contract import contract_of, uncorrected, write_contract
 from ppe_lora.export.merge import MergeReport, merge_adapter, merge_inputs, whole_or_nothing
 from ppe_lora.export.model_files import write_generation_config, write_tokenizer
 from ppe_lora.export.parity import Reading, add_entry, copy_certificate, write_certificate
@@ -90,6 +90,8 @@ def export_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     check_made_from(recipe, data_dir, run_dir)
     state = processes()
     if state.is_main_process:
+        if told := uncorrected(contract_of(recipe), run_dir):
+            console.print(told, markup=False)
         base = resolve_base(recipe.student)
         run = _Run(recipe, data_dir, run_dir, base, load_tokenizer(base), state.device)
         inputs = _inputs(run)

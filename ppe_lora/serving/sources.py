@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ppe_lora.console import console
 from ppe_lora.errors import ServeError
-from ppe_lora.export.contract import FILE_NAME, Contract, contract_of, read_contract
+from ppe_lora.export.contract import FILE_NAME, Contract, contract_of, read_contract, uncorrected
 from ppe_lora.recipe.load import load_recipe
 from ppe_lora.serving.backend import Backend
 from ppe_lora.serving.settings import Settings
@@ -127,6 +127,7 @@ def _open(named: Named, settings: Settings, observe: Callable[[int], None]) -> B
 
     place = Path(source.place)
     merged = _exported(place)
+    _tell_if_uncorrected(contract, merged or place)
     if contract is None:
         loaded = local.load_untuned(source.place, asked)
     elif merged is not None:
@@ -134,6 +135,11 @@ def _open(named: Named, settings: Settings, observe: Callable[[int], None]) -> B
     else:
         loaded = local.load_run(place, load_recipe(place / "config.yaml"), contract)
     return local.LocalBackend(loaded, settings, observe)
+
+
+def _tell_if_uncorrected(contract: Contract | None, folder: Path) -> None:
+    if contract is not None and (told := uncorrected(contract, folder)):
+        console.print(told, markup=False)
 
 
 def _open_engine(source: Source, url: str, contract: Contract | None, asked: Contract, settings: Settings) -> Backend:
@@ -157,6 +163,7 @@ def _open_engine(source: Source, url: str, contract: Contract | None, asked: Con
 
     place = Path(source.place)
     folder = _exported(place) or place
+    _tell_if_uncorrected(contract, folder)
     calibration = find_calibration(folder, contract.task, with_head=False)
     if calibration is not None and contract.read_out == "calibrated":
         own = find_calibration(folder, contract.task)

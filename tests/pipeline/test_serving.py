@@ -17,8 +17,13 @@ import httpx2
 import pytest
 from openai import NotFoundError, OpenAI
 
+from ppe_lora.artifacts import write_manifest
+from ppe_lora.export.contract import contract_of, read_contract, uncorrected, write_contract
+from ppe_lora.recipe import load_recipe
 from ppe_lora.serving.backend import ApiError
 from tests.command import ppe_lora
+from tests.evaluations import predictions as made_up
+from tests.evaluations import write_run
 from tests.runs import TASK
 from tests.serving import Running, Scripted, serving
 
@@ -263,6 +268,36 @@ def test_a_calibration_without_the_head_that_it_uses_is_refused(served_run, tmp_
     (folder / "calibration.json").write_text(json.dumps(stored), encoding="utf-8")
     assert ppe_lora("serve", "--port", "0", str(folder)) == 2
     assert "expected the head that calibration.json uses; got none" in capsys.readouterr().err
+
+
+def test_a_run_without_its_correction_says_so(tmp_path, monkeypatch, capsys):
+    """Trained and never evaluated, a run that names `calibrated` was served and exported uncorrected in silence."""
+    monkeypatch.chdir(tmp_path)
+    run = write_run(Path("checkpoints/run"), made_up([1, 2]), "evaluate.read_out=calibrated", "student.model=./gone")
+    write_manifest(Path("data/d"), {}, dataset_version="v")
+
+    def said(*command: str) -> str:
+        assert ppe_lora(*command) == 2  # there is no such model
+        return " ".join(capsys.readouterr().out.split())
+
+    words = "checkpoints/run: run answers with the posterior mean, uncorrected: "
+    few = words + "it has fewer than the 20 validation rows that a correction is fitted on"
+    never = words + "it has not been evaluated; `ppe-lora evaluate RECIPE` fits the correction"
+    exporting = ("export", "checkpoints/run.yaml", "evaluate.read_out=calibrated", "student.model=./gone")
+    assert (said("serve", str(run)), said(*exporting)) == (few, few)
+    shutil.rmtree(run / "test")
+    assert (said("serve", str(run)), said(*exporting)) == (never, never)
+    assert said(*exporting, "evaluate.read_out=posterior_mean") == ""
+    write_contract(run / "merged", contract_of(load_recipe(run / "config.yaml")))
+    contract, merged = read_contract(run / "merged"), words.replace("run: ", "run/merged: ", 1)
+    assert uncorrected(contract, run / "merged") == (
+        f"{merged}it has not been evaluated; `ppe-lora evaluate RECIPE` fits the correction; then export again"
+    )
+    (run / "calibration.json").touch()
+    assert uncorrected(contract, run / "merged") == (
+        f"{merged}exported before it was evaluated; `ppe-lora export RECIPE` takes the correction along"
+    )
+    assert uncorrected(contract, run) is None
 
 
 def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(served_run):

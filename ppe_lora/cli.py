@@ -181,7 +181,7 @@ def export(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder, for example checkpoints/demo, or its recipe file.")],
+    run: Annotated[str, typer.Argument(help="A run's name or folder, for example demo, or its recipe file.")],
     overrides: Overrides = None,
 ) -> None:
     """Write report.html and summary.md of a run: is it better, by how much, how sure is that, where is it wrong."""
@@ -230,7 +230,7 @@ def run(recipe: RecipePath, overrides: Overrides = None, fresh: Fresh = False) -
 
 @app.command()
 def serve(
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="A run, or an exported folder: checkpoints/demo.")],
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="A run's name or folder, or an exported folder.")],
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -334,7 +334,7 @@ def demo(fresh: Fresh = False) -> None:
 
 @track_app.command("sync")
 def track_sync(
-    run: Annotated[Path, typer.Argument(help="Run folder, for example checkpoints/demo.")],
+    run: Annotated[str, typer.Argument(help="A run's name or folder, for example demo.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ppe_lora.artifacts import hash_adapter
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.comparison import Comparison, compare
+from ppe_lora.evaluation.runs import A_RUN, RUNS, find_run, no_run
 from ppe_lora.evaluation.stored import Stored, read_evaluation, read_run
 from ppe_lora.recipe import Recipe, load_recipe
 
@@ -37,22 +38,21 @@ class Compared(NamedTuple):
     folder: Path
 
 
-def compare_sides(names: tuple[str, str], runs_dir: Path, data_dir_of: Callable[[Recipe], Path]) -> Compared:
+def compare_sides(names: tuple[str, str], data_dir_of: Callable[[Recipe], Path]) -> Compared:
     """Compare two runs, a run and its base model (`base`), or adapters, on the same test rows.
 
     The base model and adapters are decoded on the test rows of the run they are compared with, once: the evaluation
     stays in that run's folder.
 
     Args:
-        names: Two of: a run's folder or its name in `runs_dir`; an adapter's folder, or an epoch's; `base`.
-        runs_dir: Where runs are.
+        names: Two of: a run's folder or its name in `RUNS`; an adapter's folder, or an epoch's; `base`.
         data_dir_of: Where a recipe's rows are.
 
     Raises:
         RunError: A name means nothing, a run is unfinished, or the two cannot be compared.
         ModelError: An adapter does not fit the run's base model.
     """
-    sides = [_find(name, runs_dir) for name in names]
+    sides = [_find(name) for name in names]
     homes = [side.run_dir for side in sides if side.is_run] + [side.run_dir for side in sides if side.run_dir]
     home = next((one for one in homes if one is not None), None)
     if home is None:
@@ -64,22 +64,18 @@ def compare_sides(names: tuple[str, str], runs_dir: Path, data_dir_of: Callable[
     return Compared(compare(first, second), first, second, home / "compare" / re.sub(r"[^\w.-]+", "_", other.name))
 
 
-def _find(name: str, runs_dir: Path) -> _Side:
+def _find(name: str) -> _Side:
     if name == BASE:
         return _Side(BASE, None, None)
-    for path in (Path(name), runs_dir / name):
-        if (path / "config.yaml").is_file():
-            return _Side(path.name, path, None)
+    if run := find_run(name):
+        return _Side(run.name, run, None)
+    for path in (Path(name), RUNS / name):
         for adapter in (path, path / "adapter"):
             if (adapter / "adapter_config.json").is_file() and (adapter / "adapter_model.safetensors").is_file():
                 run_dir = next((parent for parent in path.parents if (parent / "config.yaml").is_file()), None)
                 shown = path.relative_to(run_dir.parent) if run_dir else path
                 return _Side(str(shown), run_dir, adapter)
-    finished = sorted(path.parent.name for path in runs_dir.glob("*/manifest.json"))
-    raise RunError(
-        f"{name}: expected a run (its folder, or its name in {runs_dir}/), the folder of an adapter, or `{BASE}`; got "
-        f"none of these; finished runs: {', '.join(finished) or 'none'}"
-    )
+    raise no_run(name, f"{A_RUN}, the folder of an adapter, or `{BASE}`", "none of these")
 
 
 def _read(side: _Side, home: Path, data_dir_of: Callable[[Recipe], Path]) -> Stored:

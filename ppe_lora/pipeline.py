@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppe_lora.console import console
+from ppe_lora.evaluation.runs import A_RUN, RUNS, find_run, no_run
 from ppe_lora.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def data_dir(recipe: Recipe) -> Path:
 
 def run_dir(recipe: Recipe) -> Path:
     """Where the recipe's run is."""
-    return Path("checkpoints") / recipe.name
+    return RUNS / recipe.name
 
 
 def build_data(recipe: Recipe, *, skip_corrupt: bool = False) -> None:
@@ -128,17 +129,19 @@ def serve(sources: Sequence[str], settings: "Settings") -> None:
     run_server(sources, settings)
 
 
-def report(where: Path, overrides: Sequence[str] = ()) -> None:
-    """Write `report.html` and `summary.md` of a run, given by its recipe or by its folder, and print the verdict.
+def report(run: str, overrides: Sequence[str] = ()) -> None:
+    """Write `report.html` and `summary.md` of a run, given by its folder, name or recipe, and print the verdict.
 
     Raises:
         RunError: There is no such run, or it is not finished.
     """
     from ppe_lora.recipe import load_recipe
-    from ppe_lora.report.run_folder import config_of
 
-    recipe = config_of(where, overrides) if where.is_dir() else load_recipe(where, overrides)
-    _report(recipe, where if where.is_dir() else run_dir(recipe))
+    folder = find_run(run)
+    if folder is None and not Path(run).is_file():
+        raise no_run(run, f"{A_RUN} or its recipe file", "neither")
+    recipe = load_recipe(folder / "config.yaml" if folder else Path(run), overrides)
+    _report(recipe, folder or run_dir(recipe))
 
 
 def _report(recipe: Recipe, folder: Path) -> None:
@@ -165,20 +168,20 @@ def _followers(recipe: Recipe) -> "Followers":
     return Followers(recipe, data_dir(recipe), run_dir(recipe))
 
 
-def sync_tracking(run: Path, overrides: Sequence[str]) -> None:
+def sync_tracking(run: str, overrides: Sequence[str]) -> None:
     """Send what W&B and Weave lack of a run, and wait for it (see `ppe_lora.tracking.sync`).
 
     Raises:
         RunError: There is no such run, it tracks nothing, or something could not be sent.
     """
-    from ppe_lora.errors import RunError
     from ppe_lora.recipe import load_recipe
     from ppe_lora.tracking.sync import sync
 
-    if not (run / "config.yaml").is_file():
-        raise RunError(f"{run}: expected a run folder such as checkpoints/demo; got no config.yaml in it")
-    recipe = load_recipe(run / "config.yaml", overrides)
-    for line in sync(recipe, data_dir(recipe), run):
+    folder = find_run(run)
+    if folder is None:
+        raise no_run(run, A_RUN, "none")
+    recipe = load_recipe(folder / "config.yaml", overrides)
+    for line in sync(recipe, data_dir(recipe), folder):
         console.print(line, markup=False)
 
 
@@ -206,7 +209,7 @@ def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: s
 
     planned = load_sweep(folder, overrides, suffix)
     recipes = [one.recipe for one in planned]
-    log_dir = Path("checkpoints") / f"{folder.resolve().name}{suffix}"
+    log_dir = RUNS / f"{folder.resolve().name}{suffix}"
     todo = [one for one in planned if not is_finished(one.recipe, data_dir(one.recipe), run_dir(one.recipe))]
     console.print(f"{log_dir}: {len(planned)} runs, {len(planned) - len(todo)} of them complete and unchanged")
     if len(gpus) > 1:  # two runs must not make one data set at the same time
@@ -238,7 +241,7 @@ def compare(first: str, second: str) -> None:
     from ppe_lora.report.comparison import write_comparison
     from ppe_lora.report.comparison_page import FILE_NAME, write_comparison_page
 
-    compared = compare_sides((first, second), Path("checkpoints"), data_dir)
+    compared = compare_sides((first, second), data_dir)
     console.print(write_comparison(compared.folder, compared.comparison), markup=False)
     write_comparison_page(compared.folder, compared.comparison, (compared.first, compared.second))
     console.print(str(compared.folder / FILE_NAME))

@@ -1,6 +1,6 @@
-"""What stands behind a name: `[NAME=]FOLDER`, `[NAME=]FOLDER@URL[#ENGINE_MODEL]`, or a base model to be asked untuned.
+"""What stands behind a name: `[NAME=]RUN`, `[NAME=]FOLDER@URL[#ENGINE_MODEL]`, or a base model to be asked untuned.
 
-checkpoints/demo                          a run: its merged weights, or else its selected adapter
+demo, checkpoints/demo                    a run: its merged weights, or else its selected adapter
 checkpoints/demo/merged                   an exported folder; nothing else of the run is needed
 base=smollm2-135m                         a model without tuning, asked the task of the first one
 fast=checkpoints/demo@http://host:8000/v1#demo    the task of the folder, answered by vLLM, llama.cpp or Ollama
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ppe_lora.console import console
 from ppe_lora.errors import ServeError
+from ppe_lora.evaluation.runs import find_run, no_run
 from ppe_lora.export.contract import FILE_NAME, Contract, contract_of, read_contract, uncorrected
 from ppe_lora.recipe.load import load_recipe
 from ppe_lora.serving.backend import Backend
@@ -68,14 +69,13 @@ def name_models(sources: Sequence[Source], settings: Settings) -> dict[str, Name
     """
     models: dict[str, Named] = {}
     first: Contract | None = None
-    for source in sources:
+    for named in sources:
+        source = named._replace(place=str(find_run(named.place) or named.place))
         contract = _contract(Path(source.place))
         first = first or contract
         if first is None:
-            raise ServeError(
-                f"{source.place}: expected a run or an exported folder ({FILE_NAME} in it), whose task the others are "
-                "asked; got neither; name one first"
-            )
+            whose = " as the first model, whose task the others are asked" if len(sources) > 1 else ""
+            raise no_run(source.place, f"a run or an export{whose}", "neither")
         name = source.name or (contract.name if contract else Path(source.place).name)
         if name in models:
             raise ServeError(f"{name}: expected a name of its own for each model; got two; use NAME={source.place}")

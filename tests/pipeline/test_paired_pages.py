@@ -44,7 +44,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Leaderboard]:
 @pytest.fixture(scope="module")
 def compared(board: tuple[Path, Leaderboard]) -> Comparison:
     folder, _ = board
-    found = compare_sides(("r04", "r16"), folder, lambda recipe: folder)
+    found = compare_sides((str(folder / "r04"), str(folder / "r16")), lambda recipe: folder)
     write_comparison_page(folder, found.comparison, (found.first, found.second))
     return found.comparison
 

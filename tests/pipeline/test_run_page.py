@@ -326,7 +326,6 @@ def test_each_line_of_the_checklist_follows_its_files(here: Path) -> None:
 
 
 REFUSED = {
-    "no run": ("data", "data: expected a run folder or a recipe file; got a folder without config.yaml"),
     "unfinished": (
         "checkpoints/unfinished",
         "checkpoints/unfinished: the training is not finished; run `ppe-lora train RECIPE --resume`",
@@ -348,17 +347,30 @@ def test_a_run_without_all_its_parts_is_named_as_such(
 ) -> None:
     where, message = REFUSED[case]
     folder = here / where
-    if case != "no run":
-        shutil.copytree(here / "checkpoints" / "profile", folder)
-        if case == "unfinished":
-            (folder / "manifest.json").unlink()
-        elif case == "not decoded":
-            (folder / "test" / "manifest.json").unlink()
-        else:
-            manifest = read_json(folder / "manifest.json")
-            write_json(folder / "manifest.json", manifest | {"inputs_hash": "another"})
+    shutil.copytree(here / "checkpoints" / "profile", folder)
+    if case == "unfinished":
+        (folder / "manifest.json").unlink()
+    elif case == "not decoded":
+        (folder / "test" / "manifest.json").unlink()
+    else:
+        manifest = read_json(folder / "manifest.json")
+        write_json(folder / "manifest.json", manifest | {"inputs_hash": "another"})
     assert ppe_lora("report", where) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_run_is_found_by_its_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`report g` failed though checkpoints/g was there, and compare took its name."""
+    assert ppe_lora("report", "profile") == 0
+    finished = sorted(path.parent.name for path in Path("checkpoints").glob("*/manifest.json"))
+    assert "profile" in finished
+    capsys.readouterr()
+    for nothing in ("data", "gone.yaml"):
+        assert ppe_lora("report", nothing) == 2
+        assert capsys.readouterr().err == (
+            f"error: {nothing}: expected a run (its folder, or its name in checkpoints/) or its recipe file; got "
+            f"neither; finished runs: {', '.join(finished)}\n"
+        )
 
 
 def test_a_recipe_that_is_not_the_run_s_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,7 +215,7 @@ def test_a_merged_folder_alone_is_enough(served_run, tmp_path):
 
 
 BAD_STARTS = {
-    "no such folder": (["nowhere"], "nowhere: expected a run or an exported folder (ppe_lora.json in it)"),
+    "no such folder": (["nowhere"], "nowhere: expected a run or an export; got neither; finished runs: "),
     "no name": (["{run}", "--model", "=x"], "'=x': expected [NAME=]FOLDER or [NAME=]FOLDER@URL; got no name"),
     "twice": (["{run}", "--model", "run={run}"], "run: expected a name of its own for each model; got two"),
     "default": (["{run}", "--default", "x"], "--default: expected one of run; got 'x'"),

@@ -197,5 +197,6 @@ def test_turning_tracking_on_is_no_other_training(here):
 def test_a_folder_that_is_no_run_is_told(here, monkeypatch, capsys):
     assert ppe_lora("track", "sync", "checkpoints/none") == 2
     assert capsys.readouterr().err == (
-        "error: checkpoints/none: expected a run folder such as checkpoints/demo; got no config.yaml in it\n"
+        "error: checkpoints/none: expected a run (its folder, or its name in checkpoints/); got none; finished "
+        "runs: none\n"
     )

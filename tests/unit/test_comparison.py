@@ -30,9 +30,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def compare(first: str, second: str) -> Comparison:
-    return compare_sides(
-        (first, second), Path("checkpoints"), lambda recipe: Path("data") / recipe.data.name
-    ).comparison
+    return compare_sides((first, second), lambda recipe: Path("data") / recipe.data.name).comparison
 
 
 def refusal(first: str, second: str) -> str:
@@ -128,8 +126,8 @@ def test_rows_that_one_side_left_out_are_counted(here):
 def test_files_of_a_comparison(here):
     write_run(here / "a", predictions(errors(20, seed=1)))
     write_run(here / "b", predictions(errors(5, seed=2), rejected=[7]))
-    compared = compare_sides(("a", str(here / "b")), here, lambda recipe: Path("data"))
-    assert compared.folder == Path(here / "a" / "compare" / "b")
+    compared = compare_sides(("a", str(here / "b")), lambda recipe: Path("data"))
+    assert compared.folder == Path("checkpoints/a/compare/b")
     told = write_comparison(compared.folder, compared.comparison)
     assert told.splitlines()[0] == verdict(compared.comparison).en
     stored = read_json(compared.folder / "comparison.json")

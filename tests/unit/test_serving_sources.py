@@ -1,12 +1,15 @@
 """What a model is called and where it comes from, said before anything is loaded."""
 
+from pathlib import Path
+
 import pytest
 
-from ppe_lora.errors import ModelError, ServeError
+from ppe_lora.errors import ModelError, RunError, ServeError
 from ppe_lora.export.contract import Contract, read_contract, write_contract
 from ppe_lora.serving.settings import Settings
 from ppe_lora.serving.sources import Source, name_models, parse_source
 from ppe_lora.tasks.scores import ScoresTask
+from tests.evaluations import predictions, write_run
 
 TASK = ScoresTask(keys=("a", "b"), low=-5, high=5, decimals=1, instruction={"en": "Score {keys}."})
 CONTRACT = Contract(name="mine", task=TASK, slots="request", read_out="posterior_mean", max_tokens=256)
@@ -47,6 +50,24 @@ def test_a_base_model_is_asked_the_task_of_the_first_one(tmp_path):
     assert list(named) == ["mine", "smollm2-135m"]
     assert (named["mine"].contract, named["mine"].asked) == (CONTRACT, CONTRACT)
     assert (named["smollm2-135m"].contract, named["smollm2-135m"].asked) == (None, CONTRACT)
+
+
+def test_a_run_is_found_by_its_name_and_a_name_that_means_nothing_is_said(tmp_path, monkeypatch):
+    """`compare` took the names of runs, and others only their folders; `serve nosuch` spoke of others that were not
+    there."""
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("checkpoints/good"), predictions([1, 2]))
+    named = name_models([parse_source("good"), parse_source("b=base")], Settings())
+    assert [(name, one.source.place) for name, one in named.items()] == [("good", "checkpoints/good"), ("b", "base")]
+    with pytest.raises(RunError) as error:
+        name_models([parse_source("nosuch")], Settings())
+    assert str(error.value) == "nosuch: expected a run or an export; got neither; finished runs: good"
+    with pytest.raises(RunError) as error:
+        name_models([parse_source("base"), parse_source("good")], Settings())
+    assert str(error.value) == (
+        "base: expected a run or an export as the first model, whose task the others are asked; got neither; finished "
+        "runs: good"
+    )
 
 
 def test_names_are_checked_before_models_are_loaded(tmp_path):

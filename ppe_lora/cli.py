@@ -323,15 +323,6 @@ def compare(
     pipeline.compare(first, second)
 
 
-@app.command()
-def demo(fresh: Fresh = False) -> None:
-    """`run recipes/demo.yaml`: text becomes numbers on two CPU cores in a few minutes."""
-    from ppe_lora import pipeline
-    from ppe_lora.recipe import load_recipe
-
-    pipeline.run(load_recipe(Path("recipes/demo.yaml")), fresh=fresh)
-
-
 @track_app.command("sync")
 def track_sync(
     run: Annotated[str, typer.Argument(help="A run's name or folder, for example demo.")],

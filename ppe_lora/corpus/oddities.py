@@ -13,7 +13,7 @@ from ppe_lora.corpus.ngrams import read_out_of_fold
 from ppe_lora.corpus.rows import Row, targets_matrix
 from ppe_lora.tasks.scores import ScoresTask
 
-LEAST_ROWS = 50
+ODDITY_ROWS = 50
 """With fewer rows the reader learns nothing, so nothing can look odd to it."""
 CONTRADICTION = 0.03
 """Score from which words and numbers contradict each other: a choice, made on scripted rows with some targets exchanged
@@ -45,9 +45,9 @@ def find_oddities(rows: Sequence[Row], task: ScoresTask) -> Oddities | None:
         task: Names the keys and their range.
 
     Returns:
-        The comparison, or None for fewer than `LEAST_ROWS` rows.
+        The comparison, or None for fewer than `ODDITY_ROWS` rows.
     """
-    if len(rows) < LEAST_ROWS:
+    if len(rows) < ODDITY_ROWS:
         return None
     target_NK = (np.array(targets_matrix(rows, task), dtype=float) - task.low) / task.span
     average_K = target_NK.mean(axis=0)

@@ -25,7 +25,7 @@ ReadOuts = tuple[ReadOut, ReadOut]
 """Of the first and of the second side."""
 
 
-class Slice(NamedTuple):
+class ComparedSlice(NamedTuple):
     """Rows that share a property, compared by the mse_norm of what is served."""
 
     field: str
@@ -71,7 +71,7 @@ class Comparison(NamedTuple):
     """Of the second against the first, by the mse_norm of what is served."""
     latency_ms: dict[str, tuple[float, float]]
     devices: tuple[str, str]
-    slices: list[Slice]
+    slices: list[ComparedSlice]
     changes: list[RowChange]
     """Every row, the most improved first."""
 
@@ -148,17 +148,6 @@ def compare(first: Stored, second: Stored) -> Comparison:
     )
 
 
-def served_difference(first: Stored, second: Stored) -> Difference:
-    """The difference in mse_norm of what is served, over the rows that both decoded.
-
-    Raises:
-        RunError: They have no row in common.
-        MetricError: They have only one row in common.
-    """
-    sides = _scores(first, second, common_ids([first, second]), (first.read_out, second.read_out))
-    return compare_scores(*({"mse_norm": side["mse_norm"]} for side in sides))["mse_norm"]
-
-
 def _scores(first: Stored, second: Stored, ids: Sequence[str], read_outs: ReadOuts) -> list[dict[str, Column]]:
     sides = zip((first, second), read_outs, strict=True)
     return [row_scores(side.answers(ids, name), side.targets(ids), side.recipe.task) for side, name in sides]
@@ -174,7 +163,7 @@ def _change(first: Stored, second: Stored, row: str, error: float, other: float)
     )
 
 
-def _slices(rows: Sequence[Mapping[str, Any]], first_N: Column, second_N: Column) -> list[Slice]:
+def _slices(rows: Sequence[Mapping[str, Any]], first_N: Column, second_N: Column) -> list[ComparedSlice]:
     """Every property that splits the rows; tags may overlap. The p-values are adjusted for the number of slices."""
     thirds = length_thirds([len(row["request"]) for row in rows], [row["language"] for row in rows])
     members: dict[tuple[str, str], list[int]] = {}
@@ -190,7 +179,7 @@ def _slices(rows: Sequence[Mapping[str, Any]], first_N: Column, second_N: Column
     large = [one for one in splitting if len(members[one]) >= LEAST_SLICE]
     found = adjusted([differences(first_N[members[one], None], second_N[members[one], None])[0] for one in large])
     by_slice = dict(zip(large, found, strict=True))
-    return [Slice(*one, len(members[one]), by_slice.get(one)) for one in splitting]
+    return [ComparedSlice(*one, len(members[one]), by_slice.get(one)) for one in splitting]
 
 
 def _shown(found: Difference | None) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from ppe_lora.evaluation.paired import thirds
 from ppe_lora.tasks.scores import ScoresTask
 
 FIELDS = ("language", "style", "sampler", "length", "scenario")
-LEAST_ROWS = 5
+SLICE_ROWS = 5
 """Rows of a slice from which it is shown."""
 _SURE = 0.99
 """Level at which a slice is called worse than the rest: there are many slices."""
@@ -39,7 +39,7 @@ class KeyErrors(NamedTuple):
     one of them cannot be told."""
 
 
-class Slice(NamedTuple):
+class SliceErrors(NamedTuple):
     """The rows that have one value of a field."""
 
     field: str
@@ -90,11 +90,11 @@ def errors_by_key(
     return found
 
 
-def errors_by_slice(rows: Sequence[Row], error_N: Matrix, train_mean_N: Matrix) -> list[Slice]:
+def errors_by_slice(rows: Sequence[Row], error_N: Matrix, train_mean_N: Matrix) -> list[SliceErrors]:
     """Slices by language, style, sampler, length and scenario, the worst of each field first.
 
     Length is that of the request among those of its language, in thirds. A field with one value has no slices, and
-    neither has a value with fewer than `LEAST_ROWS` rows, or where the train mean is never wrong.
+    neither has a value with fewer than `SLICE_ROWS` rows, or where the train mean is never wrong.
 
     Args:
         rows: The N rows.
@@ -109,7 +109,7 @@ def errors_by_slice(rows: Sequence[Row], error_N: Matrix, train_mean_N: Matrix) 
         found = []
         for value in values:
             inside_N = np.array([value in own[field] for own in tags])
-            if len(values) > 1 and inside_N.sum() >= LEAST_ROWS and train_mean_N[inside_N].any():
+            if len(values) > 1 and inside_N.sum() >= SLICE_ROWS and train_mean_N[inside_N].any():
                 found.append(_slice(field, value, inside_N, error_N, train_mean_N))
         slices += sorted(found, key=lambda one: -one.error.value)
     return slices
@@ -147,11 +147,11 @@ def _root_mean_square(values: Matrix) -> float:
     return float(np.sqrt(np.mean(values**2)))
 
 
-def _slice(field: str, value: str, inside_N: np.ndarray, error_N: Matrix, train_mean_N: Matrix) -> Slice:
+def _slice(field: str, value: str, inside_N: np.ndarray, error_N: Matrix, train_mean_N: Matrix) -> SliceErrors:
     own_N, rest_N = error_N[inside_N], error_N[~inside_N]
     ratio = paired_errors(own_N, train_mean_N[inside_N], _SURE).ratio
     worse = own_N.mean() > _MORE * error_N.mean() and ratio.low * train_mean_N[~inside_N].mean() > rest_N.mean()
-    return Slice(field, value, len(own_N), mean_interval(own_N), ratio.value, bool(worse))
+    return SliceErrors(field, value, len(own_N), mean_interval(own_N), ratio.value, bool(worse))
 
 
 def _tags(row: Row, length: str) -> dict[str, tuple[str, ...]]:

@@ -73,8 +73,8 @@ class Stored(NamedTuple):
         return np.array([[self.predictions[row]["target"][key] for key in keys] for row in ids], dtype=float)
 
 
-def read_run(run_dir: Path) -> Stored:
-    """The test evaluation of a finished run.
+def check_finished(run_dir: Path) -> None:
+    """Raise unless a run is trained and its test rows are decoded by that training.
 
     Raises:
         RunError: There is no run, it is unfinished (and what is missing), or its test rows were decoded by an earlier
@@ -89,7 +89,16 @@ def read_run(run_dir: Path) -> Stored:
         raise RunError(f"{run_dir}: unfinished run: the test rows are not decoded yet; `ppe-lora evaluate RECIPE`")
     if read_json(test / "manifest.json")["inputs"]["training"] != read_json(training)["inputs_hash"]:
         raise RunError(f"{run_dir}: the test rows were decoded by an earlier training; `ppe-lora evaluate RECIPE`")
-    return read_evaluation(test, run_dir.name, load_recipe(run_dir / "config.yaml"))
+
+
+def read_run(run_dir: Path) -> Stored:
+    """The test evaluation of a finished run.
+
+    Raises:
+        RunError: It is not finished (see `check_finished`), or its predictions are broken.
+    """
+    check_finished(run_dir)
+    return read_evaluation(run_dir / "test", run_dir.name, load_recipe(run_dir / "config.yaml"))
 
 
 def read_evaluation(folder: Path, name: str, recipe: Recipe) -> Stored:
@@ -126,13 +135,15 @@ def check_recipe(recipe: Recipe, run_dir: Path, remedy: str, but: tuple[str, ...
 
 
 def check_made_from(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
-    """Raise unless a finished training was made by this recipe, from this data set. Read-outs and other settings of the
-    evaluation may be new; how data are made is compared by what came of it, the data set's version.
+    """Raise unless a training is finished and was made by this recipe, from this data set. Read-outs and
+    other settings of the evaluation may be new; how data are made is compared by what came of it, their version.
 
     Raises:
-        RunError: It was made by another recipe, or the data set has been built anew since.
+        RunError: It is not finished or of another recipe, or the data set has been built anew since.
         DataError: The data set has not been built.
     """
+    if not (run_dir / "manifest.json").is_file():
+        raise RunError(f"{run_dir}: the training is not finished; run `ppe-lora train RECIPE --resume`")
     another = "under another name (name=...)"
     check_recipe(recipe, run_dir, f"Leave these keys as they were, or run the recipe {another}", ("evaluate.", "data."))
     trained, found = read_json(run_dir / "manifest.json")["inputs"]["dataset_version"], dataset_version(data_dir)

@@ -18,7 +18,7 @@ import torch
 from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import dataset_version, read_rows, split_path, targets_matrix
-from ppe_lora.errors import ModelError, RunError
+from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.metrics import score
 from ppe_lora.evaluation.stored import check_made_from
 from ppe_lora.export.adapter import write_adapter
@@ -85,8 +85,6 @@ def export_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
         ModelError: The merged model cannot be reloaded, or does not answer as the adapter did, or the quantized one
             loses more than the recipe allows.
     """
-    if not (run_dir / "manifest.json").is_file():
-        raise RunError(f"{run_dir}: the training is not finished; run `ppe-lora train RECIPE --resume`")
     check_made_from(recipe, data_dir, run_dir)
     state = processes()
     if state.is_main_process:

@@ -12,7 +12,7 @@ from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.row_errors import (
     DoubtBin,
     KeyErrors,
-    Slice,
+    SliceErrors,
     coverage,
     errors_by_doubt,
     errors_by_key,
@@ -68,7 +68,7 @@ class Analysis(NamedTuple):
     predictors: list[Predictor]
     """Baselines, then read-outs, the served one among them."""
     keys: dict[str, KeyErrors]
-    slices: list[Slice]
+    slices: list[SliceErrors]
     doubt: Doubt | None
     """None where the model gives no distributions."""
 

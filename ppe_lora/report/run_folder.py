@@ -1,7 +1,6 @@
 """A finished run as it lies on disk, with everything its report is made of. N test rows, K keys."""
 
 import csv
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +12,9 @@ from ppe_lora.corpus.description import DataSet, read_dataset
 from ppe_lora.corpus.rows import Row, split_path
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import Matrix
-from ppe_lora.evaluation.stored import check_recipe
+from ppe_lora.evaluation.stored import check_finished, check_recipe
 from ppe_lora.evaluation.test_set import check_test_rows
-from ppe_lora.recipe import Recipe, load_recipe
+from ppe_lora.recipe import Recipe
 from ppe_lora.tasks.scores import ScoresTask
 
 
@@ -48,25 +47,24 @@ class RunFolder(NamedTuple):
     """Each tracker that has a record of the run, and why its last try failed, if it did."""
 
 
-def read_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
+def read_run_folder(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
     """Read a run.
 
     Raises:
-        RunError: A stage before the report is not finished, or is of another recipe or of other test rows.
+        RunError: The run is not finished (see `check_finished`), or is of another recipe or of other test rows.
         DataError: The data set is missing or broken.
     """
-    run = _manifest(run_dir, "the training is not finished; run `ppe-lora train RECIPE --resume`")
-    config_of(run_dir)
+    check_finished(run_dir)
     check_recipe(
         recipe,
         run_dir,
         "Name the folder itself to report on what it holds, or make the recipe's own run with `ppe-lora run RECIPE`",
     )
-    test = _manifest(run_dir / "test", "the test rows are not decoded yet; run `ppe-lora evaluate RECIPE`")
+    run, test = read_json(run_dir / "manifest.json"), read_json(run_dir / "test" / "manifest.json")
     data = read_dataset(data_dir, recipe.task)
     check_test_rows(run_dir, split_path(data_dir, "test"))
-    if test["inputs"]["training"] != run["inputs_hash"] or "latency" not in test:
-        raise RunError(f"{run_dir / 'test'}: is of an earlier training or version; run `ppe-lora evaluate RECIPE`")
+    if "latency" not in test:
+        raise RunError(f"{run_dir / 'test'}: is of an earlier version; run `ppe-lora evaluate RECIPE`")
     predictions = read_jsonl(run_dir / "test" / "eval_predictions.jsonl")
     row_of = {row.id: row for row in data.by_split["test"]}
     return RunFolder(
@@ -86,24 +84,6 @@ def read_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
         merged=_optional(run_dir / "merged" / "manifest.json"),
         tracked=_tracked(run_dir / "tracking"),
     )
-
-
-def config_of(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The resolved recipe of a run folder, with overrides such as `evaluate.latency_limit_ms=50`.
-
-    Raises:
-        RunError: The folder holds no run.
-    """
-    if not (run_dir / "config.yaml").is_file():
-        raise RunError(f"{run_dir}: expected a run folder or a recipe file; got a folder without config.yaml")
-    return load_recipe(run_dir / "config.yaml", overrides)
-
-
-def _manifest(folder: Path, missing: str) -> dict[str, Any]:
-    found = _optional(folder / "manifest.json")
-    if found is None:
-        raise RunError(f"{folder}: {missing}")
-    return found
 
 
 def _optional(path: Path) -> dict[str, Any] | None:

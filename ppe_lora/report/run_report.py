@@ -6,7 +6,7 @@ from ppe_lora.recipe import Recipe
 from ppe_lora.report.checklist import checklist
 from ppe_lora.report.run_analysis import analyse
 from ppe_lora.report.run_findings import find_in_run
-from ppe_lora.report.run_folder import read_run
+from ppe_lora.report.run_folder import read_run_folder
 from ppe_lora.report.run_page import FILE_NAME, write_run_page
 from ppe_lora.report.summary import FILE_NAME as SUMMARY
 from ppe_lora.report.summary import headline, write_summary
@@ -23,7 +23,7 @@ def write_report(recipe: Recipe, data_dir: Path, run_dir: Path) -> str:
         DataError: The data set is missing or broken.
         MetricError: Fewer than two test rows.
     """
-    analysis = analyse(read_run(recipe, data_dir, run_dir))
+    analysis = analyse(read_run_folder(recipe, data_dir, run_dir))
     findings, checks = find_in_run(analysis), checklist(analysis)
     write_run_page(analysis, findings, checks)
     write_summary(analysis, findings, checks)

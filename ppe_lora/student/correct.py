@@ -10,8 +10,7 @@ from ppe_lora.evaluation.calibration import LEAST_ROWS, WITHOUT_HEAD, fit_calibr
 from ppe_lora.evaluation.correct import by_key
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.evaluate import EncodedSplit
-from ppe_lora.student.head import FILE, fit_head, layers_to_try, of_layers, request_states
-from ppe_lora.student.head import LEAST_ROWS as HEADS_LEAST_ROWS
+from ppe_lora.student.head import FILE, HEAD_ROWS, fit_head, layers_to_try, of_layers, request_states
 from ppe_lora.student.load import StudentModel
 
 CALIBRATION_FILE = "calibration.json"
@@ -44,7 +43,7 @@ def fit_correction(
     train_NK, target_NK = (targets_matrix(split.rows, task) for split in (train, valid))
     fit = partial(fit_calibration, mean_NK, sd_NK, target_NK, task, train_NK.mean(axis=0))
     head, head_NK = None, None
-    if recipe.evaluate.head and len(train.rows) >= HEADS_LEAST_ROWS:
+    if recipe.evaluate.head and len(train.rows) >= HEAD_ROWS:
         layers = layers_to_try(model)
         batch_rows = recipe.evaluate.batch_rows
         with progress("reading hidden states", len(train.rows) + len(valid.rows)) as advance:

@@ -35,7 +35,7 @@ LAYERS = 8
 """How many layers are tried, evenly spread over the upper three quarters of the model."""
 _AVERAGED = 4
 """How many of them are read."""
-LEAST_ROWS = 50
+HEAD_ROWS = 50
 """Training rows from which a head is fitted."""
 FOLDS = 5
 """Of training rows: row i is of fold i % FOLDS."""

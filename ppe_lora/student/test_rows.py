@@ -11,7 +11,6 @@ import numpy as np
 from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest, write_text
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
-from ppe_lora.errors import RunError
 from ppe_lora.evaluation.baselines import baseline_answers, baseline_lines
 from ppe_lora.evaluation.calibration import read_calibration
 from ppe_lora.evaluation.correct import corrected
@@ -39,8 +38,6 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
         RunError: The run is not finished, is of another recipe or data set, or was measured on other test rows before.
         DataError: The test rows are missing or broken.
     """
-    if not (run_dir / "manifest.json").is_file():
-        raise RunError(f"{run_dir}: the training is not finished; run `ppe-lora train RECIPE --resume`")
     check_made_from(recipe, data_dir, run_dir)
     test_path = split_path(data_dir, "test")
     rows = read_rows(test_path, recipe.task)

@@ -27,7 +27,7 @@ from ppe_lora.student.checkpoints import cut_history, newest_checkpoint, step_of
 from ppe_lora.student.collate import Collator, PackedCollator, PaddedCollator, packs_exactly
 from ppe_lora.student.estimate import fitting_rows, free_bytes
 from ppe_lora.student.evaluate import EncodedSplit, encode_split
-from ppe_lora.student.head import LEAST_ROWS, TeachingHeads, fit_teaching_heads, layers_to_try, request_states
+from ppe_lora.student.head import HEAD_ROWS, TeachingHeads, fit_teaching_heads, layers_to_try, request_states
 from ppe_lora.student.load import attach_lora, load_base, trainable_parameters
 from ppe_lora.student.machine import bfloat16_supported, model_size
 from ppe_lora.student.measured import peak_memory_bytes, rows_per_s
@@ -207,9 +207,9 @@ def _teaching_heads(model: PeftModel, split: EncodedSplit, recipe: Recipe, folde
     """
     if not recipe.train.objective.head:
         return None
-    if len(split.rows) < LEAST_ROWS:
+    if len(split.rows) < HEAD_ROWS:
         raise DataError(
-            f"train.objective.head: expected at least {LEAST_ROWS} training rows to fit heads on; got {len(split.rows)}"
+            f"train.objective.head: expected at least {HEAD_ROWS} training rows to fit heads on; got {len(split.rows)}"
         )
     state = processes()
     if state.is_main_process and TeachingHeads.load(folder) is None:

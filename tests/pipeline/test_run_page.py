@@ -17,7 +17,7 @@ from ppe_lora.recipe import load_recipe
 from ppe_lora.report.checklist import checklist
 from ppe_lora.report.run_analysis import analyse
 from ppe_lora.report.run_cost import run_cost
-from ppe_lora.report.run_folder import RunFolder, config_of, read_run
+from ppe_lora.report.run_folder import RunFolder, read_run_folder
 from tests.command import ppe_lora
 from tests.pages import open_page
 from tests.run_folders import build_data, make_run, profile_recipe
@@ -232,7 +232,9 @@ def test_the_cost_of_training_and_teacher_is_told(here: Path) -> None:
     assert "teacher: no requests, tokens or money: it is a phrase book." in summary
     page = (here / "checkpoints" / "profile" / "report.html").read_text(encoding="utf-8")
     assert "no requests, tokens or money" in page
-    run = read_run(config_of(Path("checkpoints/profile")), Path("data/profile"), Path("checkpoints/profile"))
+    run = read_run_folder(
+        load_recipe(Path("checkpoints/profile/config.yaml")), Path("data/profile"), Path("checkpoints/profile")
+    )
     on_gpus = run._replace(run=run.run | {"device": "cuda:0", "processes": 4}, train_seconds=1800.0)
     assert told(on_gpus)["of it, GPU-hours"] == "2"
 
@@ -244,7 +246,7 @@ def test_a_language_model_as_teacher_is_billed_by_what_it_did(here: Path) -> Non
         folder / "config.yaml",
         ["data.source.teacher={kind: openai_compatible, model: big, endpoints: [{url: 'http://h/v1'}]}"],
     )
-    run = read_run(config_of(folder), Path("data/profile"), folder)._replace(recipe=recipe)
+    run = read(folder)._replace(recipe=recipe)
     assert told(run._replace(data=run.data._replace(manifest={})))["teacher"] == "not recorded when the data was built"
     used = {"requests": 1500, "prompt_tokens": 600_000, "completion_tokens": 90_000, "money": 1.5}
     spent = {"writing": used, "reading back": used | {"money": 0.0}}
@@ -260,11 +262,15 @@ def test_the_time_of_interrupted_starts_is_not_forgotten(here: Path, tmp_path: P
     shutil.copytree("checkpoints/profile", folder)
     log = folder / "train_log.csv"
     lines = log.read_text().splitlines()
-    before = read_run(config_of(folder), Path("data/profile"), folder).train_seconds
+    before = read(folder).train_seconds
     restarted = [",".join([*line.split(",")[:-1], f"{seconds}"]) for seconds, line in enumerate(lines[-5:], 1)]
     log.write_text("\n".join([*lines[:-5], *restarted, ""]))
     earlier = float(lines[-6].split(",")[-1])
-    assert read_run(config_of(folder), Path("data/profile"), folder).train_seconds == before + earlier
+    assert read(folder).train_seconds == before + earlier
+
+
+def read(folder: Path, *overrides: str) -> RunFolder:
+    return read_run_folder(load_recipe(folder / "config.yaml", overrides), Path("data/profile"), folder)
 
 
 def told(run: RunFolder) -> dict[str, str]:
@@ -287,7 +293,7 @@ def test_equal_files_make_equal_reports(here: Path, capsys: pytest.CaptureFixtur
 
 def statuses(run: Path, *overrides: str) -> dict[str, str]:
     """The checklist of a run as its files are now: line to status."""
-    files = read_run(config_of(run, overrides), Path("data/profile"), run)
+    files = read(run, *overrides)
     return {check.name.en: check.status for check in checklist(analyse(files))}
 
 
@@ -326,18 +332,9 @@ def test_each_line_of_the_checklist_follows_its_files(here: Path) -> None:
 
 
 REFUSED = {
-    "unfinished": (
-        "checkpoints/unfinished",
-        "checkpoints/unfinished: the training is not finished; run `ppe-lora train RECIPE --resume`",
-    ),
-    "not decoded": (
-        "checkpoints/undecoded",
-        "checkpoints/undecoded/test: the test rows are not decoded yet; run `ppe-lora evaluate RECIPE`",
-    ),
-    "earlier training": (
-        "checkpoints/stale",
-        "checkpoints/stale/test: is of an earlier training or version; run `ppe-lora evaluate RECIPE`",
-    ),
+    "unfinished": "unfinished run: the training has not ended; `ppe-lora train RECIPE --resume`",
+    "undecoded": "unfinished run: the test rows are not decoded yet; `ppe-lora evaluate RECIPE`",
+    "stale": "the test rows were decoded by an earlier training; `ppe-lora evaluate RECIPE`",
 }
 
 
@@ -345,18 +342,17 @@ REFUSED = {
 def test_a_run_without_all_its_parts_is_named_as_such(
     here: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
-    where, message = REFUSED[case]
-    folder = here / where
+    folder = here / "checkpoints" / case
     shutil.copytree(here / "checkpoints" / "profile", folder)
     if case == "unfinished":
         (folder / "manifest.json").unlink()
-    elif case == "not decoded":
+    elif case == "undecoded":
         (folder / "test" / "manifest.json").unlink()
     else:
         manifest = read_json(folder / "manifest.json")
         write_json(folder / "manifest.json", manifest | {"inputs_hash": "another"})
-    assert ppe_lora("report", where) == 2
-    assert capsys.readouterr().err == f"error: {message}\n"
+    assert ppe_lora("report", case) == 2
+    assert capsys.readouterr().err == f"error: checkpoints/{case}: {REFUSED[case]}\n"
 
 
 def test_a_run_is_found_by_its_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

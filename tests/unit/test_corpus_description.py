@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ppe_lora.artifacts import hash_file, write_manifest
 from ppe_lora.corpus.description import DataSet, Description, bin_edges, describe, read_dataset
 from ppe_lora.corpus.filters import Rejection
-from ppe_lora.corpus.oddities import LEAST_ROWS, find_oddities
+from ppe_lora.corpus.oddities import ODDITY_ROWS, find_oddities
 from ppe_lora.corpus.rows import SPLITS, Row, split_path, write_rows
 from ppe_lora.corpus.stats import dataset_stats
 from ppe_lora.errors import DataError
@@ -127,7 +127,7 @@ def test_words_that_say_nothing_explain_nothing() -> None:
     assert found is not None
     assert found.explained_K[0] < 0.05
     assert np.isnan(found.explained_K[1])  # a key that never varies
-    assert find_oddities(rows[: LEAST_ROWS - 1], TWO) is None
+    assert find_oddities(rows[: ODDITY_ROWS - 1], TWO) is None
 
 
 def write_data(folder: Path) -> Path:

@@ -5,7 +5,7 @@ import pytest
 
 from ppe_lora.corpus.rows import Row
 from ppe_lora.evaluation.row_errors import (
-    LEAST_ROWS,
+    SLICE_ROWS,
     coverage,
     errors_by_doubt,
     errors_by_key,
@@ -82,7 +82,7 @@ def test_length_is_told_within_a_language_and_small_slices_are_left_out():
     slices = errors_by_slice(rows, np.ones(61), np.ones(61))
     by_length = {one.value: one.rows for one in slices if one.field == "length"}
     assert by_length == {"short": 21, "medium": 20, "long": 20}
-    assert LEAST_ROWS == 5
+    assert SLICE_ROWS == 5
     assert "rare" not in {one.value for one in slices}
 
 

@@ -214,7 +214,8 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
     )
     for name, value in error.items():
         table.add_row(NAMES[name].en, f"{value:.5f}", f"{value / error['train_mean']:.3f}")
-    missing = {"embeddings": "pip install ppe_lora\\[embeddings]", "untuned": "--models", "plain_sft": "--models"}
+    install = ".venv/bin/pip install -c constraints.txt -e '.\\[embeddings]'"
+    missing = {"embeddings": install, "untuned": "--models", "plain_sft": "--models"}
     for name, remedy in missing.items():
         if name not in error:
             table.add_row(NAMES[name].en, "-", remedy)
@@ -250,11 +251,11 @@ def estimate(recipe: Recipe, rows: int | None) -> None:
 
     from ppe_lora.errors import DataError, ModelError
     from ppe_lora.student.estimate import CARDS, estimate, expected_rows, this_machine
-    from ppe_lora.student.machine import GB, model_size
+    from ppe_lora.student.machine import GB, model_size, why_unknown
 
     size = model_size(recipe.student)
     if size is None:
-        raise ModelError(f"{recipe.student.model}: unknown size; download it and name its folder")
+        raise ModelError(f"{recipe.student.model}: {why_unknown(recipe.student.model)}")
     counts = expected_rows(recipe) if rows is None else (rows, round(rows * 0.05))
     if counts is None:
         raise DataError("how many rows the import has is not known before it is read; give --rows")
@@ -276,9 +277,11 @@ def estimate(recipe: Recipe, rows: int | None) -> None:
 
 
 def doctor(recipes: Path) -> None:
-    """Print what this machine can do, and which recipes of a folder fit it."""
+    """Print what this machine can do, and which recipes of a folder fit it; a broken one does not hide the others."""
+    from rich.markup import escape
     from rich.table import Table
 
+    from ppe_lora.errors import RecipeError
     from ppe_lora.recipe import load_recipe
     from ppe_lora.student.estimate import fit_here
     from ppe_lora.student.machine import describe_machine
@@ -287,10 +290,18 @@ def doctor(recipes: Path) -> None:
     for fact in describe_machine():
         machine.add_row(*map(str, fact))
     console.print(machine)
+    paths = sorted(recipes.rglob("*.yaml"))
+    if not paths:
+        console.print(f"no {recipes}/ here")
+        return
     shipped = Table("recipe", "fits", "why")
-    for path in sorted(recipes.rglob("*.yaml")):
-        fit, why = fit_here(load_recipe(path))
-        shipped.add_row(str(path), "[green]yes[/green]" if fit else "[red]no[/red]", why)
+    for path in paths:
+        try:
+            fit, why = fit_here(load_recipe(path))
+        except RecipeError as error:
+            shipped.add_row(str(path), "-", escape(str(error)))
+        else:
+            shipped.add_row(str(path), "[green]yes[/green]" if fit else "[red]no[/red]", escape(why))
     console.print(shipped)
 
 

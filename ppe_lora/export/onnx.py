@@ -77,7 +77,9 @@ def write_onnx(recipe: Recipe, merged: Path, tokenizer: StudentTokenizer, folder
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise EngineError("onnx: expected the package onnxscript; got none; pip install 'ppe-lora[onnx]'") from error
+        raise EngineError(
+            "onnx: expected the package onnxscript; got none; .venv/bin/pip install -c constraints.txt -e '.[onnx]'"
+        ) from error
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32, attn_implementation="eager")
     size = sum(parameter.numel() * 4 for parameter in model.parameters())
     if size > _LARGEST_BYTES:

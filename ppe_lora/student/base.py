@@ -63,6 +63,11 @@ def resolve_tokenizer(student: Student) -> Path:
     return _find(student, _TOKENIZER_FILES)
 
 
+def is_on_hub(model: str) -> bool:
+    """Whether a name that is no folder has the form of a Hub repository."""
+    return not model.startswith((".", "/", "~")) and re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None
+
+
 def cache_folder() -> Path:
     """Where rewritten base models are kept: `$PPE_LORA_CACHE`, else `~/.cache/ppe_lora`."""
     return Path(os.environ.get("PPE_LORA_CACHE") or Path.home() / ".cache" / "ppe_lora").expanduser()
@@ -115,7 +120,7 @@ def _find(student: Student, hub_files: list[str]) -> Path:
         if student.revision is not None:
             raise ModelError(f"student.revision: expected null for the local folder {model}; got {student.revision!r}")
         return folder
-    if model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if not is_on_hub(model):
         raise ModelError(
             f"student.model: expected an existing folder, a Hub repository `owner/name` or {SMOLLM2!r}; got {model!r}"
         )

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from ppe_lora.errors import ModelError
 from ppe_lora.recipe.schema import Student
-from ppe_lora.student.base import SMOLLM2, cache_folder, weight_files
+from ppe_lora.student.base import SMOLLM2, cache_folder, is_on_hub, weight_files
 
 GB = 1e9
 
@@ -74,6 +74,15 @@ def model_size(student: Student) -> Size | None:
             return None
     name = student.model.lower()
     return next((size for part, size in _SIZES.items() if part in name), None)
+
+
+def why_unknown(model: str) -> str:
+    """Why the size of a model is not known, and what to do."""
+    if Path(model).expanduser().is_dir():
+        return "folder has no weights; expected config.json and *.safetensors in it"
+    if not is_on_hub(model):
+        return "no such folder"
+    return "unknown size; download it and name its folder"
 
 
 def device_name(device: torch.device) -> str:

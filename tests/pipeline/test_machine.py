@@ -1,5 +1,6 @@
 """`ppe-lora doctor`: what the machine can do, and whether a recipe fits."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from ppe_lora.console import console
+from ppe_lora.errors import EngineError
+from ppe_lora.evaluation import baselines
+from ppe_lora.export.onnx import write_onnx
 from ppe_lora.recipe.schema import Data, Lora, Objective, Recipe, Student, Train
 from ppe_lora.student import estimate as estimates
 from ppe_lora.student.estimate import CARDS, Card, estimate, expected_rows, fit_here, fitting_rows, need_bytes
 from ppe_lora.student.machine import Size, describe_machine, model_size, quantization_problem
+from tests.command import ppe_lora
+from tests.runs import make_data, make_recipe
 from tests.tiny import tiny_llama, tiny_mistral3
 
 
@@ -81,6 +88,64 @@ def test_the_need_is_the_sum_in_the_docstring(monkeypatch: pytest.MonkeyPatch) -
 def test_an_unknown_size_is_said_to_be_unknown() -> None:
     expected = (True, "someone/else: unknown size, so no estimate; load it once to see")
     assert fit_here(_recipe("someone/else")) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("empty", "folder has no weights; expected config.json and *.safetensors in it"),
+        ("missing", "no such folder"),
+        ("./missing", "no such folder"),
+        ("someone/else", "unknown size; download it and name its folder"),
+    ],
+)
+def test_an_estimate_without_a_size_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str, why: str
+) -> None:
+    """An empty or misspelt folder was to be downloaded."""
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("r.yaml").write_text("data: {name: d}\nstudent: {model: smollm2-135m}\n")
+    assert ppe_lora("estimate", "r.yaml", f"student.model={model}") == 2
+    assert capsys.readouterr().err == f"error: {model}: {why}\n"
+
+
+def test_a_broken_recipe_does_not_end_the_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One typo in recipes/ hid what fits; outside the repository there was an empty table."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "width", 200)
+    assert ppe_lora("doctor") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "no recipes/ here"
+    Path("recipes").mkdir()
+    Path("recipes/a.yaml").write_text("data: {name: d}\nstudent: {model: m}\nseeed: [1]\n")
+    Path("recipes/b.yaml").write_text("data: {name: d}\nstudent: {model: someone/else}\n")
+    assert ppe_lora("doctor") == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if row and row[0].startswith("recipes/")] == [
+        ["recipes/a.yaml", "-", "recipes/a.yaml:3: seeed: unknown key; did you mean 'seed'?"],
+        ["recipes/b.yaml", "yes", "someone/else: unknown size, so no estimate; load it once to see"],
+    ]
+
+
+def test_missing_extras_say_how_to_install_them_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`pip install ppe_lora[...]` asks an index that has no such package, and ignores the pinned versions."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "width", 200)
+    monkeypatch.setattr(baselines, "embedding_answers", lambda *_: None)
+    make_data(Path("data/d"), train=40)
+    assert ppe_lora("baselines", str(make_recipe(tmp_path, Path("m")))) == 0
+    assert " .venv/bin/pip install -c constraints.txt -e '.[embeddings]' " in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    Path("tokenizer.json").touch()
+    with pytest.raises(EngineError) as error:
+        write_onnx(None, tmp_path, None, tmp_path)  # type: ignore[arg-type]
+    assert str(error.value) == (
+        "onnx: expected the package onnxscript; got none; .venv/bin/pip install -c constraints.txt -e '.[onnx]'"
+    )
 
 
 def test_speed_by_hand() -> None:

@@ -156,7 +156,9 @@ def test_the_readmes_first_table_is_a_run_that_is_kept():
         "mse_norm_posterior_mean": "this model, posterior mean",
         "mse_norm_calibrated": "this model, calibrated",
     }.items():
-        (row,) = [row for row in readme.splitlines() if row.strip("| *").startswith(line) and f"{metrics[name]:.4f}" in row]
+        (row,) = [
+            row for row in readme.splitlines() if row.strip("| *").startswith(line) and f"{metrics[name]:.4f}" in row
+        ]
         assert f"{metrics[name] / metrics['train_mean_mse_norm']:.2f}" in row
 
 

@@ -32,7 +32,7 @@ from ppe_lora.evaluation.baselines import embedding_answers
 from ppe_lora.evaluation.intervals import Interval, paired_errors
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.recipe import Recipe, load_recipe
-from ppe_lora.report.run_folder import config_of, read_run
+from ppe_lora.report.run_folder import read_run_folder
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.evaluate import encode_split
 from ppe_lora.student.head import fit_head, layers_to_try, of_layers, request_states
@@ -234,8 +234,8 @@ def answers(rows: list[dict[str, Any]], task: ScoresTask) -> dict[str, Any]:
 
 def predictions(run: Path) -> dict[str, Any]:
     """What a run says about the test rows."""
-    recipe = config_of(run)
-    found = read_run(recipe, Path("data") / recipe.data.name, run)
+    recipe = load_recipe(run / "config.yaml")
+    found = read_run_folder(recipe, Path("data") / recipe.data.name, run)
     return {
         **answers(found.predictions, recipe.task),
         "calibration": read_json(run / "calibration.json")["kind"],

@@ -35,6 +35,23 @@ def select_epoch(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: floa
     )
 
 
+def held_back(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: float, read_out: ReadOut) -> str | None:
+    """What to tell where the gate keeps out an epoch with a smaller error than the selected one; None elsewhere.
+    Arguments and errors as of `select_epoch`."""
+    taken, better = (select_epoch(metrics_by_epoch, least, read_out) for least in (gate, 0.0))
+    if taken == better:
+        return None
+    name, rate = selected_by(read_out), format_rate(metrics_by_epoch[better])
+    own, other = (metrics_by_epoch[epoch][name] for epoch in (taken, better))
+    forced = (
+        "" if read_out == "greedy" else "; only greedy text can be invalid when served, so a lower gate may be better"
+    )
+    return (
+        f"epoch {better} has {name} {other:.4f}, epoch {taken} {own:.4f}, but {rate:.3f} of its greedy texts are valid, "
+        f"and evaluate.gate is {gate:g}{forced}"
+    )
+
+
 def metric_of(read_out: ReadOut) -> str:
     """The name of a read-out's mse_norm."""
     return "mse_norm" if read_out == "greedy" else f"mse_norm_{read_out}"

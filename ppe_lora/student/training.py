@@ -18,7 +18,7 @@ from ppe_lora.console import console, progress
 from ppe_lora.corpus.rows import dataset_version, read_rows, split_path, targets_matrix
 from ppe_lora.errors import DataError, Interrupted, ModelError, RunError
 from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix
-from ppe_lora.evaluation.selection import select_epoch
+from ppe_lora.evaluation.selection import held_back, select_epoch
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.load import decisive_values, differing_keys, dump_recipe, is_decisive
 from ppe_lora.student.base import resolve_base
@@ -110,6 +110,8 @@ def train(
         )
         shutil.rmtree(run_dir / "state", ignore_errors=True)
         console.print(f"{run_dir}: epoch {best} selected, its adapter is in {run_dir / 'best'}")
+        if warning := held_back(epoch_metrics(run_dir), recipe.evaluate.gate, recipe.evaluate.read_out):
+            console.print(f"[yellow]warning:[/yellow] {warning}")
     state.wait_for_everyone()
 
 

@@ -16,7 +16,7 @@ from ppe_lora.evaluation.metrics import (
     score,
     within_tolerance,
 )
-from ppe_lora.evaluation.selection import select_epoch
+from ppe_lora.evaluation.selection import held_back, select_epoch
 from ppe_lora.tasks.scores import ScoresTask
 
 AB = ScoresTask(keys=("a", "b"))
@@ -108,6 +108,20 @@ def test_selection_takes_the_smallest_decoded_error_among_the_valid():
     """Never the token loss, and never an epoch whose few valid answers happen to be good."""
     history = {1: _epoch(0.05), 2: _epoch(0.01, schema_rate=0.9), 3: _epoch(0.04), 4: _epoch(0.04)}
     assert select_epoch(history, 0.99) == 3
+
+
+def test_a_better_epoch_that_the_gate_keeps_out_is_named():
+    """One odd text of 56 can cost half of the accuracy; served answers are forced, and nobody would know."""
+    history = {
+        1: _epoch(0.19) | {"mse_norm_posterior_mean": 0.0743},
+        2: _epoch(0.08, schema_rate=55 / 56) | {"mse_norm_posterior_mean": 0.0457},
+    }
+    assert held_back(history, 0.99, "calibrated") == (
+        "epoch 2 has mse_norm_posterior_mean 0.0457, epoch 1 0.0743, but 0.982 of its greedy texts are valid, and "
+        "evaluate.gate is 0.99; only greedy text can be invalid when served, so a lower gate may be better"
+    )
+    assert held_back(history, 0.99, "greedy").endswith("evaluate.gate is 0.99")
+    assert held_back(history, 0.98, "calibrated") is None
 
 
 def test_selection_without_a_passing_epoch_names_the_nearest():

@@ -47,7 +47,7 @@ def held_back(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: float, 
         "" if read_out == "greedy" else "; only greedy text can be invalid when served, so a lower gate may be better"
     )
     return (
-        f"epoch {better} has {name} {other:.4f}, epoch {taken} {own:.4f}, but {rate:.3f} of its greedy texts are valid, "
+        f"epoch {better} has {name} {other:.4f}, epoch {taken} {own:.4f}, but {rate:.3f} of its greedy texts are valid "
         f"and evaluate.gate is {gate:g}{forced}"
     )
 

@@ -117,7 +117,7 @@ def test_a_better_epoch_that_the_gate_keeps_out_is_named():
         2: _epoch(0.08, schema_rate=55 / 56) | {"mse_norm_posterior_mean": 0.0457},
     }
     assert held_back(history, 0.99, "calibrated") == (
-        "epoch 2 has mse_norm_posterior_mean 0.0457, epoch 1 0.0743, but 0.982 of its greedy texts are valid, and "
+        "epoch 2 has mse_norm_posterior_mean 0.0457, epoch 1 0.0743, but 0.982 of its greedy texts are valid and "
         "evaluate.gate is 0.99; only greedy text can be invalid when served, so a lower gate may be better"
     )
     assert held_back(history, 0.99, "greedy").endswith("evaluate.gate is 0.99")

@@ -143,6 +143,10 @@ def test_the_ladder_is_made_from_its_raw_predictions():
     assert len(shown) == 12
     for line in shown:
         assert f"{line.mse_norm:.4f}" in readme
+    both = json.loads((BENCHMARKS / "results" / "accuracy_demo_ja_en.json").read_text())
+    two_languages = {line.name: f"{line.mse_norm:.4f}" for line in module.table(both)}
+    for name in ("cross_entropy, greedy", "cross_entropy, calibrated", "numbers_head, calibrated", module.NGRAMS):
+        assert two_languages[name] in readme
 
 
 def test_the_readmes_first_table_is_a_run_that_is_kept():

@@ -21,6 +21,7 @@ from ppe_lora.artifacts import write_manifest
 from ppe_lora.export.contract import contract_of, read_contract, uncorrected, write_contract
 from ppe_lora.recipe import load_recipe
 from ppe_lora.serving.backend import ApiError
+from ppe_lora.serving.reading import find_calibration
 from tests.command import ppe_lora
 from tests.evaluations import predictions as made_up
 from tests.evaluations import write_run
@@ -73,8 +74,9 @@ def test_what_is_served_is_what_was_evaluated(server, served_run):
         ask = lambda row: client.post("/api/interpreter", json={"request": row["request"]}).json()  # noqa: E731
         answers = list(pool.map(ask, rows))
     assert [list(answer["parameters"].values()) for answer in answers] == expected
+    calibration = find_calibration(served_run, TASK)
     assert [answer["uncertainty"]["scores"]["b"]["sd"] for answer in answers] == pytest.approx(
-        [row["posterior_sd"]["b"] for row in rows], abs=0.011
+        [calibration.deviation(row["posterior_sd"]["b"], TASK) for row in rows], abs=0.011 * calibration.width
     )
     batches = server.metrics.registry.get_sample_value("ppe_lora_batch_rows_sum", {"model": "tuned"})
     passes = server.metrics.registry.get_sample_value("ppe_lora_batch_rows_count", {"model": "tuned"})

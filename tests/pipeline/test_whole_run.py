@@ -221,7 +221,7 @@ def test_another_recipe_or_data_set_than_the_run_s_is_refused(here, capsys):
     write_run(here / "checkpoints" / "run", predictions([1, 2, 3]))
     recipe = "checkpoints/run.yaml"
     make_data(here / "data" / "d")
-    changed = ["train.objective.slots=request", "task.instruction={en: 'Rate {keys}.'}"]
+    changed = ["train.objective.raft=0.5", "task.instruction={en: 'Rate {keys}.'}"]
     ignored = [
         "evaluate.batch_rows=4",
         "export.verify_rows=3",
@@ -232,7 +232,7 @@ def test_another_recipe_or_data_set_than_the_run_s_is_refused(here, capsys):
         assert ppe_lora(stage, recipe, *changed, *ignored) == 2
         assert capsys.readouterr().err == (
             "error: checkpoints/run: holds a run that differs from the recipe in task.instruction.en, "
-            "train.objective.slots. Leave these keys as they were, or run the recipe under another name (name=...)\n"
+            "train.objective.raft. Leave these keys as they were, or run the recipe under another name (name=...)\n"
         )
         assert ppe_lora(stage, recipe, *ignored) == 2
         assert capsys.readouterr().err == (

@@ -19,6 +19,7 @@ from ppe_lora.artifacts import read_json
 from ppe_lora.console import console, progress
 from ppe_lora.errors import Interrupted, RecipeError
 from ppe_lora.evaluation.metrics import METRIC_VERSION
+from ppe_lora.evaluation.test_set import TEST_FORMAT
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.load import differing_keys
 
@@ -95,7 +96,7 @@ def load_sweep(folder: Path, overrides: Sequence[str], suffix: str = "") -> list
 
 
 def is_finished(recipe: Recipe, data_dir: Path, run_dir: Path) -> bool:
-    """Whether every stage of a run is complete, for this recipe, these data and today's metrics.
+    """Whether every stage of a run is complete, for this recipe, these data, and as today's version evaluates.
 
     It needs no torch: a finished run costs a sweep nothing. In doubt it says no, and `ppe-lora run` decides itself.
     """
@@ -105,7 +106,7 @@ def is_finished(recipe: Recipe, data_dir: Path, run_dir: Path) -> bool:
         return False
     data, run, test, _ = map(read_json, manifests)
     same_data = run["inputs"]["dataset_version"] == data["dataset_version"]
-    same_metrics = test["inputs"]["metric_version"] == METRIC_VERSION
+    same_metrics = (test["inputs"]["metric_version"], test["inputs"].get("format")) == (METRIC_VERSION, TEST_FORMAT)
     try:
         return same_data and same_metrics and not differing_keys(recipe, load_recipe(config))
     except RecipeError:  # written by an older version

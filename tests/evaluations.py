@@ -9,6 +9,7 @@ import numpy as np
 
 from ppe_lora.artifacts import write_json, write_manifest, write_text
 from ppe_lora.evaluation.metrics import METRIC_VERSION, error_metrics, score
+from ppe_lora.evaluation.test_set import TEST_FORMAT
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.load import dump_recipe
 from ppe_lora.tasks.scores import ScoresTask
@@ -58,7 +59,8 @@ def write_evaluation(folder: Path, rows: list[dict[str, Any]], training: str, **
     metrics |= {f"{name}_posterior_mean": value for name, value in means.items() if "/" not in name}
     write_text(folder / "eval_predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_json(folder / "eval_metrics.json", metrics)
-    known = {"training": training, "adapter": "a1", "test_rows": "abc", "metric_version": METRIC_VERSION}
+    known = {"training": training, "adapter": "a1", "test_rows": "abc"}
+    known |= {"metric_version": METRIC_VERSION, "format": TEST_FORMAT}
     write_manifest(folder, known | inputs, rows=len(rows), device="cpu")
 
 

@@ -17,7 +17,7 @@ from ppe_lora.evaluation.correct import corrected
 from ppe_lora.evaluation.metrics import METRIC_VERSION, Scale, mse_norm
 from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.evaluation.stored import check_made_from
-from ppe_lora.evaluation.test_set import check_test_rows, note_test_rows
+from ppe_lora.evaluation.test_set import TEST_FORMAT, check_test_rows, note_test_rows
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.correct import CALIBRATION_FILE, fit_correction
 from ppe_lora.student.evaluate import Evaluation, encode_split, engine_of, evaluate_student, write_evaluation
@@ -27,8 +27,6 @@ from ppe_lora.student.processes import processes
 from ppe_lora.student.ready import make_ready
 
 WORST_CASES = 50
-_FORMAT = 5
-"""Raised when equal inputs would make other files: an evaluation of before is then done again."""
 
 
 def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
@@ -43,7 +41,7 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     rows = read_rows(test_path, recipe.task)
     check_test_rows(run_dir, test_path)
     inputs: dict[str, Any] = {
-        "format": _FORMAT,
+        "format": TEST_FORMAT,
         "training": read_json(run_dir / "manifest.json")["inputs_hash"],
         "adapter": hash_file(run_dir / "best" / "adapter_model.safetensors"),
         "test_rows": hash_file(test_path),

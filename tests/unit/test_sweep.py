@@ -11,7 +11,6 @@ import pytest
 
 from ppe_lora.artifacts import read_json, write_json, write_manifest, write_text
 from ppe_lora.errors import RecipeError
-from ppe_lora.evaluation.metrics import METRIC_VERSION
 from ppe_lora.recipe import load_recipe
 from ppe_lora.sweep import Job, Outcome, is_finished, load_sweep, run_job, run_jobs
 from tests.evaluations import predictions, write_recipe, write_run
@@ -160,10 +159,10 @@ def test_another_recipe_data_set_or_metric_is_not_finished(whole):
     """A leaderboard must not show what the old settings gave."""
     assert not finished(whole, "train.epochs=9")
     manifest = read_json(whole / "run" / "test" / "manifest.json")
-    manifest["inputs"]["metric_version"] = METRIC_VERSION - 1
-    write_json(whole / "run" / "test" / "manifest.json", manifest)
-    assert not finished(whole)
-    manifest["inputs"]["metric_version"] = METRIC_VERSION
+    for name in ("metric_version", "format"):
+        older = {**manifest, "inputs": {**manifest["inputs"], name: manifest["inputs"][name] - 1}}
+        write_json(whole / "run" / "test" / "manifest.json", older)
+        assert not finished(whole)
     write_json(whole / "run" / "test" / "manifest.json", manifest)
     assert finished(whole)
     write_manifest(whole / "data", {}, dataset_version="w")

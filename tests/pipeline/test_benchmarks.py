@@ -135,6 +135,7 @@ def test_the_ladder_is_made_from_its_raw_predictions():
     read_outs = ("greedy", "posterior_mean", "calibrated")
     for name in (
         "train mean",
+        "base model untuned, posterior_mean",
         *(f"{rung}, {read_out}" for rung in ("cross_entropy", "head", "numbers_head") for read_out in read_outs),
     ):
         assert f"{lines[name].mse_norm:.5f}" in readme

@@ -30,7 +30,7 @@ NAMES = {
 }
 BASELINES = (MEAN, NGRAMS, EMBEDDING)
 
-SIZES = (250, 500, 2000)
+SIZES = (250, 500, 1000, 2000)
 CURVE = {
     "cross_entropy, greedy": "plain SFT, greedy text",
     "cross_entropy, calibrated": "plain SFT, calibrated",

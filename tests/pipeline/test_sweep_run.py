@@ -104,7 +104,7 @@ def test_a_run_is_measured_against_its_untuned_base_and_plain_sft(swept, capsys,
     assert "--models" in capsys.readouterr().out
     assert not Path("checkpoints/r4/baselines").exists()
     assert ppe_lora("baselines", recipe, "--models") == 0
-    assert "plain SFT at this learning rate, greedy text" in " ".join(capsys.readouterr().out.split())
+    assert "plain SFT at this learning" in capsys.readouterr().out
     plain = Path("checkpoints/r4/plain_sft")
     assert read_json(plain / "manifest.json")["inputs"]["recipe"]["train"]["objective"]["raft"] == 0
     when = (plain / "manifest.json").stat().st_mtime_ns

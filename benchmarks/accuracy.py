@@ -307,7 +307,7 @@ def headline(lines: list[Line], raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def sanity() -> None:
-    """Train the first two rungs on a few scripted rows: the path runs, and both give JSON. Says nothing of accuracy."""
+    """Train plain SFT and one rung on a few scripted rows: the path runs, both give JSON. Says nothing of accuracy."""
     demo = [
         "data.source.rows=100",
         "data.name=accuracy_quick",

@@ -184,7 +184,7 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
     """
     from rich.table import Table
 
-    from ppe_lora.artifacts import hash_file, write_manifest, write_text
+    from ppe_lora.artifacts import hash_file, is_current, write_manifest, write_text
     from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
     from ppe_lora.evaluation.baselines import baseline_answers, baseline_lines, embedding_answers
     from ppe_lora.evaluation.row_errors import squared_errors
@@ -220,11 +220,11 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
         if name not in error:
             table.add_row(NAMES[name].en, "-", remedy)
     console.print(table)
-    folder = run_dir(recipe) / "baselines"
+    folder, inputs = run_dir(recipe) / "baselines", {"test_rows": hash_file(test_path)}
     kept = {name: answer_NK for name, answer_NK in answers.items() if name in missing}
-    if kept and (models or ((run_dir(recipe) / "test").is_dir() and not folder.exists())):
+    if kept and (models or ((run_dir(recipe) / "test").is_dir() and not is_current(folder, inputs))):
         write_text(folder / "predictions.jsonl", baseline_lines(ids, kept, task))
-        write_manifest(folder, {"test_rows": hash_file(test_path)}, rows=len(ids))
+        write_manifest(folder, inputs, rows=len(ids))
         console.print(f"{folder}: kept; `ppe-lora report` shows them")
 
 

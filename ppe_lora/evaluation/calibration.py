@@ -41,7 +41,7 @@ _FOLDS = 5
 LEAST_ROWS = 20
 """Validation rows from which a correction is fitted."""
 _JOINT_ALPHA = 10.0
-"""Of inputs in standard deviations. Chosen by leave-one-out error for each score instead, it reads no better."""
+"""Of inputs divided by their common standard deviation. Leave-one-out error chooses nothing better (LOG.md)."""
 _LEAST_SD = 0.005
 """Smallest standard deviation that is believed, as a share of the range."""
 

@@ -94,7 +94,8 @@ def train(
     on_start()
     started = time.monotonic()
     trained = _run(recipe, data_dir, run_dir)
-    best = select_epoch(epoch_metrics(run_dir), recipe.evaluate.gate, recipe.evaluate.read_out)
+    judged = epoch_metrics(run_dir), recipe.evaluate.gate, recipe.evaluate.read_out
+    best = select_epoch(*judged)
     if state.is_main_process:
         keep_best(run_dir, best)
         write_manifest(
@@ -110,7 +111,7 @@ def train(
         )
         shutil.rmtree(run_dir / "state", ignore_errors=True)
         console.print(f"{run_dir}: epoch {best} selected, its adapter is in {run_dir / 'best'}")
-        if warning := held_back(epoch_metrics(run_dir), recipe.evaluate.gate, recipe.evaluate.read_out):
+        if warning := held_back(*judged):
             console.print(f"[yellow]warning:[/yellow] {warning}")
     state.wait_for_everyone()
 

@@ -52,7 +52,7 @@ docs-demo: demo ## The same, and its figures into docs/demo, which the README qu
 	mkdir -p docs/demo
 	cp checkpoints/demo/summary.md checkpoints/demo/test/eval_metrics.json docs/demo/
 
-demo-full: $(READY) ## The same with three times the data: about half an hour (estimated)
+demo-full: $(READY) ## The same with 4.5 times the training rows: about three quarters of an hour (estimated)
 	$(BIN)/ppe-lora run recipes/demo_full.yaml
 
 docs-sweep: $(READY) ## The example in docs/rank_sweep_small: five ranks on a CPU, about a quarter of an hour

@@ -240,6 +240,9 @@ def _other_models(recipe: Recipe) -> "dict[str, Stored]":
     }
 
 
+_FIT = {"yes": "[green]yes[/green]", "tight": "[yellow]tight[/yellow]", "no": "[red]no[/red]"}
+
+
 def estimate(recipe: Recipe, rows: int | None) -> None:
     """Print memory, speed and time of a recipe's training, on this machine and on usual cards, before it runs.
 
@@ -267,13 +270,16 @@ def estimate(recipe: Recipe, rows: int | None) -> None:
         table.add_row(
             card.name,
             f"{told.need.total / GB:.1f} of {card.memory / GB:.0f} GB",
-            "[green]yes[/green]" if told.fits else "[red]no[/red]",
-            f"{told.rows_per_s:.3g}",
+            _FIT[told.fits],
+            f"{told.rows_per_s:,.{2 if told.rows_per_s < 10 else 0}f}",
             duration(told.training_s),
             duration(told.evaluation_s),
         )
     console.print(table)
-    console.print("estimates from counts, not measurements; the formulas are in ppe_lora/student/estimate.py")
+    console.print(
+        "estimates from counts, not measurements; the formulas are in ppe_lora/student/estimate.py. A small model "
+        "cannot fill a GPU: there its speed is an upper bound. The CPU's is what it reaches now, beside what else runs"
+    )
 
 
 def doctor(recipes: Path) -> None:
@@ -301,7 +307,7 @@ def doctor(recipes: Path) -> None:
         except RecipeError as error:
             shipped.add_row(str(path), "-", escape(str(error)))
         else:
-            shipped.add_row(str(path), "[green]yes[/green]" if fit else "[red]no[/red]", escape(why))
+            shipped.add_row(str(path), "-" if fit is None else _FIT[fit], escape(why))
     console.print(shipped)
 
 

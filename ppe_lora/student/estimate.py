@@ -15,7 +15,7 @@ speed of a GPU is an upper bound.
 """
 
 import time
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -33,7 +33,9 @@ _ADAPTER_SHARE = (
 )
 _ACTIVATION_BYTES = 6.7 * 2**20  # per token for a 7B in bfloat16 under PEFT, without checkpointing
 _CHECKPOINTED = 0.08  # of these with checkpointing: the inputs of each layer, and one layer's own
-_OVERHEAD_BYTES = 1.5e9  # CUDA context, workspaces, fragmentation
+_GPU_OVERHEAD_BYTES = 1.5e9  # CUDA context, workspaces, fragmentation
+_CPU_OVERHEAD_BYTES = 4e9  # libraries, decoding: SmolLM2 peaks at 3.1 to 5.5 GB, where the rest adds up to 0.9 (LOG.md)
+_NEEDS_GPU = 1e9  # parameters from which a training takes weeks on a CPU
 _CPU_ROWS = 8  # the longest packs tried there; 0.76 of the time of packs of 2 (LOG.md)
 _FILLED = 0.8  # share of the free memory that `auto` fills: rows differ in length, and the need is an estimate
 
@@ -55,6 +57,15 @@ CARDS = (
     Card("H200", 141e9, 788e12, 4.8e12),
 )
 """From the makers' data sheets; the H200's FLOP/s is what matrix products reach."""
+
+
+Fit = Literal["yes", "tight", "no"]
+"""Whether a training fits a memory; tight: above the share that `auto` fills."""
+
+
+def fit(need: float, memory: float) -> Fit:
+    """The word for bytes that are needed of bytes that are there."""
+    return "yes" if need <= _FILLED * memory else "tight" if need < memory else "no"
 
 
 class Need(NamedTuple):
@@ -81,9 +92,9 @@ class Estimate(NamedTuple):
     evaluation_s: float
 
     @property
-    def fits(self) -> bool:
-        """Whether the peak is below the card's memory."""
-        return self.need.total < self.card.memory
+    def fits(self) -> Fit:
+        """Whether the peak fits the card's memory."""
+        return fit(self.need.total, self.card.memory)
 
 
 def fitting_rows(recipe: Recipe, size: Size, free: float, *, on_gpu: bool, bfloat16: bool, processes: int = 1) -> int:
@@ -115,7 +126,7 @@ def need_bytes(recipe: Recipe, size: Size, *, rows: int, on_gpu: bool, bfloat16:
         weights      linear parameters x (2 bfloat16 | 4 float32 | 1 int8 | 0.52 nf4), embeddings x (2 | 4)
         adapter      rank x 3.75e-4 x linear parameters x 16 (float32 weight, gradient and two moments)
         activations  tokens per micro step x 6.7 MiB x (parameters / 7.25e9)^(2/3); x 0.08 with gradient checkpointing
-        overhead     1.5e9 on a GPU
+        overhead     1.5e9 on a GPU, 4e9 on a CPU, where the libraries' own memory and that of decoding are the same
 
     Args:
         recipe: Model, quantization, adapter.
@@ -133,7 +144,7 @@ def need_bytes(recipe: Recipe, size: Size, *, rows: int, on_gpu: bool, bfloat16:
         linear * _WEIGHT_BYTES.get(student.quantization, wide) + size.embeddings * wide,
         student.lora.rank * _ADAPTER_SHARE * linear * 16,
         activations * (_CHECKPOINTED if recipe.train.gradient_checkpointing else 1.0),
-        _OVERHEAD_BYTES if on_gpu else 0.0,
+        _GPU_OVERHEAD_BYTES if on_gpu else _CPU_OVERHEAD_BYTES,
     )
 
 
@@ -199,20 +210,22 @@ def _kind(name: str) -> str:
     return next(word for word in name.split() if len(word) == 4 and word[-1].isdigit())
 
 
-def fit_here(recipe: Recipe) -> tuple[bool, str]:
-    """Whether training fits this machine's memory, and a sentence with the figures. A model of unknown size gives True
-    and says so."""
+def fit_here(recipe: Recipe) -> tuple[Fit | None, str]:
+    """Whether training fits this machine, and a sentence with the figures; None and why for a model of unknown size.
+    Without a GPU a model of a billion parameters or more does not, whatever the memory."""
     size = model_size(recipe.student)
     if size is None:
-        return True, f"{recipe.student.model}: unknown size, so no estimate; load it once to see"
+        return None, f"{recipe.student.model}: unknown size, so no estimate; load it once to see"
     on_gpu = torch.cuda.is_available()
     bfloat16 = bfloat16_supported(torch.device("cuda" if on_gpu else "cpu"))
     have = torch.cuda.get_device_properties(0).total_memory if on_gpu else psutil.virtual_memory().available
     rows = fitting_rows(recipe, size, have, on_gpu=on_gpu, bfloat16=bfloat16)
     need = need_bytes(recipe, size, rows=rows, on_gpu=on_gpu, bfloat16=bfloat16)
     model = f"{recipe.student.model} ({recipe.student.quantization})"
+    if not on_gpu and size.parameters >= _NEEDS_GPU:
+        return "no", f"{model} needs a GPU; on this CPU a training takes weeks (`ppe-lora estimate` says how long)"
     return (
-        need.total < have,
+        fit(need.total, have),
         f"{model} needs about {need.total / GB:.1f} of {have / GB:.1f} GB "
         f"of {'GPU' if on_gpu else 'free'} memory: weights {need.weights / GB:.1f}, adapter {need.adapter / GB:.1f}, "
         f"activations {need.activations / GB:.1f}",

@@ -1,10 +1,12 @@
 """`ppe-lora doctor`: what the machine can do, and whether a recipe fits."""
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
@@ -12,9 +14,10 @@ from ppe_lora.console import console
 from ppe_lora.errors import EngineError
 from ppe_lora.evaluation import baselines
 from ppe_lora.export.onnx import write_onnx
+from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Data, Lora, Objective, Recipe, Student, Train
 from ppe_lora.student import estimate as estimates
-from ppe_lora.student.estimate import CARDS, Card, estimate, expected_rows, fit_here, fitting_rows, need_bytes
+from ppe_lora.student.estimate import CARDS, Card, estimate, expected_rows, fit, fit_here, fitting_rows, need_bytes
 from ppe_lora.student.machine import Size, describe_machine, model_size, quantization_problem
 from tests.command import ppe_lora
 from tests.runs import make_data, make_recipe
@@ -75,18 +78,51 @@ def test_the_need_is_the_sum_in_the_docstring(monkeypatch: pytest.MonkeyPatch) -
     eight = Train(rows_per_micro_step=8)
     recipe = _recipe("mistralai/Mistral-7B-Instruct-v0.3", eight, quantization="nf4", lora=Lora(rank=16))
     assert fit_here(recipe) == (
-        True,
+        "yes",
         "mistralai/Mistral-7B-Instruct-v0.3 (nf4) needs about 13.1 of 24.0 GB of GPU memory: "
         "weights 4.2, adapter 0.7, activations 6.7",
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=12e9))
-    assert not fit_here(recipe)[0]
+    assert fit_here(recipe)[0] == "no"
     small = _recipe("mistralai/Mistral-7B-Instruct-v0.3", Train(gradient_checkpointing=True), quantization="nf4")
-    assert fit_here(small)[0]
+    assert fit_here(small)[0] == "yes"
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=14e9))
+    assert fit_here(recipe)[0] == "tight"
+
+
+def test_without_a_gpu_memory_is_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 7B was said to fit any CPU with the memory, and a 135M model to need a fifth of what it takes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100e9))
+    assert fit_here(_recipe("mistralai/Mistral-7B-Instruct-v0.3", quantization="nf4")) == (
+        "no",
+        "mistralai/Mistral-7B-Instruct-v0.3 (nf4) needs a GPU; on this CPU a training takes weeks "
+        "(`ppe-lora estimate` says how long)",
+    )
+    fits, why = fit_here(_recipe("smollm2-135m"))
+    assert fits == "yes"
+    needed = float(why.split(" needs about ")[1].split()[0])
+    assert 4.0 < needed < 6.0
+
+
+@pytest.mark.parametrize("path", sorted(Path("recipes").rglob("*.yaml")), ids=str)
+def test_a_recipe_that_names_a_card_fits_it(path: Path) -> None:
+    """What the header says of memory is what `ppe-lora estimate` says of a GPU with bfloat16."""
+    said = re.search(r"GPU, (\d+) GB \((\d+) GB:", path.read_text(encoding="utf-8"))
+    if said is None:
+        assert path.parent.name != "recipes" or load_recipe(path).student.model == "smollm2-135m"
+        return
+    recipe = load_recipe(path)
+    size, rows = model_size(recipe.student), recipe.train.rows_per_micro_step
+    assert size is not None
+    assert rows != "auto"
+    need = need_bytes(recipe, size, rows=rows, on_gpu=True, bfloat16=True).total
+    assert int(said[2]) == round(need / 1e9)
+    assert fit(need, float(said[1]) * 1e9) == "yes"
 
 
 def test_an_unknown_size_is_said_to_be_unknown() -> None:
-    expected = (True, "someone/else: unknown size, so no estimate; load it once to see")
+    expected = (None, "someone/else: unknown size, so no estimate; load it once to see")
     assert fit_here(_recipe("someone/else")) == expected
 
 
@@ -125,7 +161,7 @@ def test_a_broken_recipe_does_not_end_the_doctor(
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     assert [row for row in rows if row and row[0].startswith("recipes/")] == [
         ["recipes/a.yaml", "-", "recipes/a.yaml:3: seeed: unknown key; did you mean 'seed'?"],
-        ["recipes/b.yaml", "yes", "someone/else: unknown size, so no estimate; load it once to see"],
+        ["recipes/b.yaml", "-", "someone/else: unknown size, so no estimate; load it once to see"],
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ppe_lora import __version__
 from ppe_lora.console import console
 from ppe_lora.errors import Interrupted, PpeError
 
@@ -15,7 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Prompt-to-parameter estimation: tune a small local model to answer requests with numbers.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make and look at training data.")
 app.add_typer(data_app, name="data")
@@ -28,6 +28,21 @@ Overrides = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run of that name left, and start over.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run from its newest checkpoint.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Prompt-to-parameter estimation: tune a small local model to answer requests with numbers."""
 
 
 @data_app.command("build")

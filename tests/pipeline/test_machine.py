@@ -10,6 +10,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
+from ppe_lora import __version__
 from ppe_lora.console import console
 from ppe_lora.errors import EngineError
 from ppe_lora.evaluation import baselines
@@ -34,6 +35,11 @@ def test_the_machine_is_described() -> None:
     assert facts["bitsandbytes nf4"].value.endswith("works on cpu") or torch.cuda.is_available()
     assert {"python", "CPU", "memory", "mistral-common", "smollm2-135m", "disk"} <= facts.keys()
     assert all(fact.value for fact in facts.values())
+
+
+def test_bug_reports_can_name_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ppe_lora("--version") == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

@@ -197,7 +197,7 @@ def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: s
 
     Raises:
         RecipeError: A recipe cannot be loaded, or two runs would have one name; nothing has been run.
-        RunError: A run failed (after all have ended), or the runs cannot share a table.
+        RunError: A GPU is not here, a run failed (after all have ended), or the runs cannot share a table.
         Interrupted: A signal came; what ran has saved itself.
     """
     from ppe_lora.errors import PpeError, RunError
@@ -205,9 +205,10 @@ def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: s
     from ppe_lora.report.leaderboard import write_leaderboard
     from ppe_lora.report.leaderboard_page import FILE_NAME as LEADERBOARD_PAGE
     from ppe_lora.report.leaderboard_page import write_leaderboard_page
-    from ppe_lora.sweep import is_finished, load_sweep, run_job, run_jobs
+    from ppe_lora.sweep import check_gpus, is_finished, load_sweep, run_job, run_jobs
 
     planned = load_sweep(folder, overrides, suffix)
+    check_gpus(gpus)
     recipes = [one.recipe for one in planned]
     log_dir = RUNS / f"{folder.resolve().name}{suffix}"
     todo = [one for one in planned if not is_finished(one.recipe, data_dir(one.recipe), run_dir(one.recipe))]

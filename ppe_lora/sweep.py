@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, NoReturn
 
 from ppe_lora.artifacts import read_json
 from ppe_lora.console import console, progress
-from ppe_lora.errors import Interrupted, RecipeError
+from ppe_lora.errors import Interrupted, RecipeError, RunError
 from ppe_lora.evaluation.metrics import METRIC_VERSION
 from ppe_lora.evaluation.test_set import TEST_FORMAT
 from ppe_lora.recipe import Recipe, load_recipe
@@ -93,6 +93,24 @@ def load_sweep(folder: Path, overrides: Sequence[str], suffix: str = "") -> list
         if by_name.setdefault(recipe.name, path) != path:
             raise RecipeError(f"{path}: expected a name of its own; got {recipe.name}, that of {by_name[recipe.name]}")
     return planned
+
+
+def check_gpus(gpus: Sequence[str]) -> None:
+    """Raise unless every GPU is there, and named once. A UUID (`GPU-...`, `MIG-...`) is left to the driver.
+
+    Raises:
+        RunError: A number is none of a GPU here, or one is given twice.
+    """
+    if not gpus:
+        return
+    from ppe_lora.student.machine import gpu_count
+
+    here, named = [str(index) for index in range(gpu_count())], ",".join(gpus)
+    if not all(gpu in here or gpu.startswith(("GPU-", "MIG-")) for gpu in gpus):
+        found = ",".join(here) or "none"
+        raise RunError(f"--gpus: expected numbers of GPUs here, such as 0,1; this machine has {found}; got {named}")
+    if len(set(gpus)) < len(gpus):
+        raise RunError(f"--gpus: expected every GPU once; got {named}; two runs would share its memory")
 
 
 def is_finished(recipe: Recipe, data_dir: Path, run_dir: Path) -> bool:

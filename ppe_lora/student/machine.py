@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -91,6 +92,16 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+
+
+def gpu_count() -> int:
+    """How many GPUs this machine has, those that CUDA_VISIBLE_DEVICES hides among them."""
+    shown = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    try:
+        return torch.cuda.device_count()
+    finally:
+        if shown is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = shown
 
 
 def bfloat16_supported(device: torch.device) -> bool:

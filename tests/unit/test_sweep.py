@@ -12,7 +12,8 @@ import pytest
 from ppe_lora.artifacts import read_json, write_json, write_manifest, write_text
 from ppe_lora.errors import RecipeError
 from ppe_lora.recipe import load_recipe
-from ppe_lora.sweep import Job, Outcome, is_finished, load_sweep, run_job, run_jobs
+from ppe_lora.sweep import Job, Outcome, check_gpus, is_finished, load_sweep, run_job, run_jobs
+from tests.command import ppe_lora
 from tests.evaluations import predictions, write_recipe, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +128,36 @@ def test_bad_sweeps_are_refused_before_anything_runs(tmp_path):
     write_recipe(tmp_path / "b.yaml", "name: a")
     assert message(tmp_path) == f"{tmp_path}/b.yaml: expected a name of its own; got a, that of {tmp_path}/a.yaml"
     assert message(tmp_path, "name=x") == "name=x: would give all runs of the sweep one name; use --suffix"
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "problem"),
+    [
+        (0, "x", "numbers of GPUs here, such as 0,1; this machine has none; got x"),
+        (0, "0", "numbers of GPUs here, such as 0,1; this machine has none; got 0"),
+        (2, "1,2", "numbers of GPUs here, such as 0,1; this machine has 0,1; got 1,2"),
+        (2, "-1", "numbers of GPUs here, such as 0,1; this machine has 0,1; got -1"),
+        (2, "1,0,1", "every GPU once; got 1,0,1; two runs would share its memory"),
+    ],
+)
+def test_gpus_that_are_not_here_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys, count, gpus, problem):
+    """CUDA hides what it does not know: the run trained on the CPU, or on another run's GPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppe_lora.student.machine.gpu_count", lambda: count)
+    write_recipe(tmp_path / "ranks" / "a.yaml")
+    assert ppe_lora("sweep", "ranks", "--gpus", gpus) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", f"error: --gpus: expected {problem}\n")
+
+
+def test_gpus_that_are_here_are_accepted(monkeypatch):
+    """Hidden ones too: each run gets its number in the machine's own count."""
+    environments = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: environments.append(dict(os.environ)) or 2)
+    check_gpus(["0", "1", "GPU-8932f937-d72c", "MIG-41b359a7"])
+    assert "CUDA_VISIBLE_DEVICES" not in environments[0]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 # ------------------------------------------------------------------------------------------------------------ finished

@@ -3,28 +3,25 @@
 import difflib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.reader import ReaderError
 
 from ppe_lora.errors import RecipeError
+from ppe_lora.recipe.document import Keys, NotPlainError, load_yaml, places, plain, problem_of
 from ppe_lora.recipe.schema import Recipe
 from ppe_lora.section import kind
-
-_Keys = tuple[str | int, ...]
 
 
 class _Source(NamedTuple):
     """A recipe file as plain data, with the place of every key and list item."""
 
     tree: dict[str, Any]
-    places: dict[_Keys, str]
+    places: dict[Keys, str]
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -128,38 +125,12 @@ def _read(path: Path) -> _Source:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     try:
-        loaded = YAML().load(text)
+        loaded = load_yaml(text)
     except YAMLError as error:
-        raise RecipeError(f"{path}:{_problem(error, text)}") from None
-    if not isinstance(loaded, CommentedMap):
+        raise RecipeError(f"{path}:{problem_of(error, text)}") from None
+    if not isinstance(loaded, Mapping):
         raise RecipeError(f"{path}:1: expected a mapping of recipe sections; got {type(loaded).__name__}")
-    return _Source(_plain(loaded), dict(_places(loaded, path)))
-
-
-def _problem(error: YAMLError, text: str) -> str:
-    """The line of a problem, and a word on it."""
-    if isinstance(error, ReaderError):
-        line = text.count("\n", 0, error.position) + 1
-        return f"{line}: expected printable text; got the control character U+{error.character:04X}; delete it"
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    return f"{mark.line + 1 if mark else 1}: {(problem or 'not YAML').splitlines()[0]}"
-
-
-def _plain(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {str(key): _plain(value) for key, value in node.items()}
-    return [_plain(value) for value in node] if isinstance(node, CommentedSeq) else node
-
-
-def _places(node: Any, file: Path, prefix: _Keys = ()) -> Iterator[tuple[_Keys, str]]:
-    if isinstance(node, CommentedMap):
-        for key, value in node.items():
-            yield (*prefix, str(key)), f"{file}:{node.lc.key(key)[0] + 1}"
-            yield from _places(value, file, (*prefix, str(key)))
-    elif isinstance(node, CommentedSeq):
-        for index, value in enumerate(node):
-            yield (*prefix, index), f"{file}:{node.lc.item(index)[0] + 1}"
-            yield from _places(value, file, (*prefix, index))
+    return _Source(plain(loaded), dict(places(loaded, path)))
 
 
 def _extend(source: _Source, path: Path) -> _Source:
@@ -197,11 +168,13 @@ def _override(source: _Source, override: str) -> _Source:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise RecipeError(f"{override}: expected an override of the form train.epochs=5")
+    keys = dotted.split(".")
     try:
-        value = _plain(YAML().load(text)) if text.strip() else None
+        value = plain(load_yaml(text, tuple(keys))) if text.strip() else None
+    except NotPlainError as error:
+        raise RecipeError(f"{override}: {error.problem}") from None
     except YAMLError:
         raise RecipeError(f"{override}: the value is not YAML") from None
-    keys = dotted.split(".")
     return _Source(_set(source.tree, keys, value), source.places | {tuple(keys): override})
 
 
@@ -215,7 +188,7 @@ def _set(tree: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, source: _Source, file: Path) -> list[str]:
-    lines: dict[_Keys, str] = {}
+    lines: dict[Keys, str] = {}
     for problem in error.errors():
         path, rest = _path_in(source.tree, problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
@@ -237,11 +210,11 @@ def _explain(error: ValidationError, source: _Source, file: Path) -> list[str]:
     return list(lines.values())
 
 
-def _path_in(tree: Any, location: Sequence[str | int]) -> tuple[_Keys, _Keys]:
+def _path_in(tree: Any, location: Sequence[str | int]) -> tuple[Keys, Keys]:
     """The part of a pydantic location that exists in the file (union tags skipped), and what is left of it."""
-    path: _Keys = ()
+    path: Keys = ()
     node = tree
-    skipped: _Keys = ()
+    skipped: Keys = ()
     for step in location:
         try:
             node = node[step]
@@ -253,13 +226,13 @@ def _path_in(tree: Any, location: Sequence[str | int]) -> tuple[_Keys, _Keys]:
     return path, tuple(step for step in skipped if step != named)
 
 
-def _value_at(tree: Any, path: _Keys) -> Any:
+def _value_at(tree: Any, path: Keys) -> Any:
     for step in path:
         tree = tree[step]
     return tree
 
 
-def _place(path: _Keys, places: Mapping[_Keys, str], file: Path) -> str:
+def _place(path: Keys, places: Mapping[Keys, str], file: Path) -> str:
     """Where the key is written, or the section that should hold it, or the file."""
     for end in range(len(path), 0, -1):
         if path[:end] in places:
@@ -267,7 +240,7 @@ def _place(path: _Keys, places: Mapping[_Keys, str], file: Path) -> str:
     return f"{file}:1"
 
 
-def _suggestion(path: _Keys, tree: Mapping[str, Any]) -> str:
+def _suggestion(path: Keys, tree: Mapping[str, Any]) -> str:
     section = _section_at(tuple(map(str, path[:-1])), tree)
     known = list(section.model_fields) if section else []
     close = difflib.get_close_matches(str(path[-1]), known, n=1)

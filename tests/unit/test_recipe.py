@@ -76,6 +76,40 @@ def test_a_control_character_is_named_with_its_line(tmp_path):
     assert problems(write(tmp_path, GOOD), "seed=\x071") == ["seed=\x071: the value is not YAML"]
 
 
+@pytest.mark.parametrize(
+    ("line", "key", "tag"),
+    [
+        ("task: !!python/object/apply:os.system ['echo hi']", "task", "!!python/object/apply:os.system"),
+        ("seed: !foo 1", "seed", "!foo"),
+        ("seed: ! 1", "seed", "!"),
+        ("evaluate: {gate: !!float 1}", "evaluate.gate", "!!float"),
+        ("export: {engines: [vllm, !foo gguf]}", "export.engines.1", "!foo"),
+    ],
+)
+def test_tags_are_refused(tmp_path, line, key, tag):
+    """They ended in a TypeError, or went unread: `model: !foo x` was the model x."""
+    path = write(tmp_path, GOOD + line + "\n")
+    assert problems(path) == [f"{path}:7: {key}: tags such as {tag} are not read in recipes; delete it"]
+    assert problems(write(tmp_path, GOOD), f"{key}=!foo x") == [
+        f"{key}=!foo x: {key}: tags such as !foo are not read in recipes; delete it"
+    ]
+
+
+def test_an_alias_of_what_it_stands_in_is_refused(tmp_path):
+    """It ended in a RecursionError. Other aliases are plain data."""
+    path = write(tmp_path, GOOD + "task: &t\n  keys: [a, *t]\n")
+    loop = "expected an alias of another place; got *t inside &t; delete it"
+    assert problems(path) == [f"{path}:8: task.keys.1: {loop}"]
+    assert problems(write(tmp_path, GOOD), "task.keys=&t [*t]") == [f"task.keys=&t [*t]: task.keys.0: {loop}"]
+    more = "student: {model: m, quantization: &k nf4}\nexport: &e {quantize: *k, max_loss: 0.1}\ntrack: {<<: *e}\n"
+    path = write(tmp_path, "data: {name: d}\n" + more)
+    assert problems(path) == [
+        f"{path}:4: track.quantize: unknown key; the keys here are mode, wandb, weave",
+        f"{path}:4: track.max_loss: unknown key; the keys here are mode, wandb, weave",
+    ]
+    assert load_recipe(path, ["track={}"]).export.quantize == "nf4"
+
+
 @pytest.mark.parametrize("wording", ["Answer like {a: 1}", "{keys} {0}", "{", "{keys.first}", "{low[0]}"])
 def test_an_instruction_with_braces_of_its_own_is_refused(tmp_path, wording):
     """It ended in a KeyError, minutes later, at the first prompt."""

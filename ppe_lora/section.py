@@ -16,6 +16,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Conflict(ValueError):
+    """A problem that several keys of a section make together."""
+
+    def __init__(self, problem: str, *keys: str) -> None:
+        """
+        Args:
+            problem: The message.
+            keys: The dotted keys, below the section that is checked. The problem is shown where one of them is written.
+        """
+        super().__init__(problem)
+        self.keys = keys
+
+
 def by_kind(default: type[Section], *others: type[Section]) -> Discriminator:
     """Chooses among sections, tagged with their kinds, by `kind`. Without one it is the default, unless there is a key
     that only another one has: then `kind` has been forgotten."""

@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 from ppe_lora.errors import RecipeError
 from ppe_lora.recipe.document import Keys, NotPlainError, load_yaml, places, plain, problem_of
 from ppe_lora.recipe.schema import Recipe
-from ppe_lora.section import kind
+from ppe_lora.section import Conflict, kind
 
 
 class _Source(NamedTuple):
@@ -51,7 +51,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(source.tree, default=str))
     except ValidationError as error:
-        problems += _explain(error, source, path)
+        problems += _explain(error, source, path, overrides)
     if problems:
         raise RecipeError("\n".join(problems))
     return recipe
@@ -166,16 +166,17 @@ def _merge(
 
 def _override(source: _Source, override: str) -> _Source:
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise RecipeError(f"{override}: expected an override of the form train.epochs=5")
     keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"{override}: expected an override of the form train.epochs=5")
     try:
         value = plain(load_yaml(text, tuple(keys))) if text.strip() else None
     except NotPlainError as error:
         raise RecipeError(f"{override}: {error.problem}") from None
     except YAMLError:
         raise RecipeError(f"{override}: the value is not YAML") from None
-    return _Source(_set(source.tree, keys, value), source.places | {tuple(keys): override})
+    places = {path: place for path, place in source.places.items() if path[: len(keys)] != tuple(keys)}
+    return _Source(_set(source.tree, keys, value), places | {tuple(keys): override})
 
 
 def _set(tree: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
@@ -187,10 +188,12 @@ def _set(tree: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
-def _explain(error: ValidationError, source: _Source, file: Path) -> list[str]:
+def _explain(error: ValidationError, source: _Source, file: Path, overrides: Sequence[str]) -> list[str]:
     lines: dict[Keys, str] = {}
     for problem in error.errors():
         path, rest = _path_in(source.tree, problem["loc"])
+        cause = problem.get("ctx", {}).get("error")
+        together = cause.keys if isinstance(cause, Conflict) else ()
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"unknown key{_suggestion(path, source.tree)}"
@@ -206,7 +209,8 @@ def _explain(error: ValidationError, source: _Source, file: Path) -> list[str]:
         elif problem["type"] != "value_error":
             message = message.replace("Input should be", "expected") + f"; got {_value_at(source.tree, path)!r}"
         dotted = ".".join(map(str, path)) + ": " if path else ""
-        lines.setdefault(path, f"{_place(path, source.places, file)}: {dotted}{message}")
+        paths = [(*path, *key.split(".")) for key in together] or [path]
+        lines.setdefault(path, f"{_place(paths, source.places, file, overrides)}: {dotted}{message}")
     return list(lines.values())
 
 
@@ -232,11 +236,16 @@ def _value_at(tree: Any, path: Keys) -> Any:
     return tree
 
 
-def _place(path: Keys, places: Mapping[Keys, str], file: Path) -> str:
-    """Where the key is written, or the section that should hold it, or the file."""
-    for end in range(len(path), 0, -1):
-        if path[:end] in places:
-            return places[path[:end]]
+def _place(paths: Sequence[Keys], places: Mapping[Keys, str], file: Path, overrides: Sequence[str]) -> str:
+    """Where one of the keys is written, or the section that should hold the first of them, or the file."""
+    written = [places[path] for path in paths if path in places]
+    if written:  # the one that came last: an override, else the recipe and not the one it extends
+        return min(written, key=lambda place: (place not in overrides, not place.startswith(f"{file}:")))
+    for end in range(len(paths[0]), 0, -1):
+        section = paths[0][:end]
+        below = [place for path, place in places.items() if path[:end] == section]
+        if below:  # only overrides write below a section that is not written
+            return places.get(section, below[-1])
     return f"{file}:1"
 
 

@@ -6,7 +6,7 @@ from pydantic import Field, Tag, field_validator, model_validator
 
 from ppe_lora.recipe.teachers import LlmTeacher, ScriptedTeacher, Teacher
 from ppe_lora.recipe.track import Track
-from ppe_lora.section import Count, Section, Share, Weight, by_kind
+from ppe_lora.section import Conflict, Count, Section, Share, Weight, by_kind
 from ppe_lora.tasks.scores import Language, ScoresTask
 
 Style = Literal["polite", "casual", "short", "long"]
@@ -53,9 +53,11 @@ class Sampler(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.uniform + self.clusters + self.edges <= 0:
-            raise ValueError("at least one of uniform, clusters and edges must be above 0")
+            weights = ("uniform", "clusters", "edges")
+            raise Conflict("at least one of uniform, clusters and edges must be above 0", *weights)
         if self.archetypes and self.observed:
-            raise ValueError("clusters are drawn around archetypes or around observed vectors; name one of them")
+            problem = "clusters are drawn around archetypes or around observed vectors; name one of them"
+            raise Conflict(problem, "archetypes", "observed")
         return self
 
 
@@ -91,7 +93,7 @@ class Rescale(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.low >= self.high:
-            raise ValueError(f"low must be below high; got low {self.low:g}, high {self.high:g}")
+            raise Conflict(f"low must be below high; got low {self.low:g}, high {self.high:g}", "low", "high")
         return self
 
 
@@ -161,7 +163,8 @@ class Split(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.valid + self.test >= 1:
-            raise ValueError(f"valid + test must leave rows to train on; got {self.valid + self.test:g}")
+            left = f"valid + test must leave rows to train on; got {self.valid + self.test:g}"
+            raise Conflict(left, "valid", "test")
         return self
 
 
@@ -193,16 +196,18 @@ class Data(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.filters.relabel and isinstance(self.source, ImportSource):
-            raise ValueError("filters.relabel reads generated rows, but data.source is an import; leave it out")
+            problem = "filters.relabel reads generated rows, but data.source is an import; leave it out"
+            raise Conflict(problem, "filters.relabel", "source.kind")
         if self.filters.relabel and self.reader is None:
-            raise ValueError("filters.relabel needs a language model, and the row teacher is none; name one in "
-                             "filters.relabel.teacher")  # fmt: skip
+            problem = "filters.relabel needs a language model, and the row teacher is none; name one in "
+            raise Conflict(f"{problem}filters.relabel.teacher", "filters.relabel", "source.teacher.kind")
         if self.held_out and self.split.test:
-            raise ValueError("held_out rows are the test split; set data.split.test to 0")
+            raise Conflict("held_out rows are the test split; set data.split.test to 0", "split.test", "held_out")
         if self.held_out and self.held_out.split:
-            raise ValueError("held_out rows all are test rows; leave data.held_out.split out")
+            raise Conflict("held_out rows all are test rows; leave data.held_out.split out", "held_out.split")
         if self.held_out and isinstance(self.source, ImportSource) and self.source.split:
-            raise ValueError("held_out rows are the test split, but data.source.split names one, too; leave one out")
+            problem = "held_out rows are the test split, but data.source.split names one, too; leave one out"
+            raise Conflict(problem, "source.split", "held_out")
         return self
 
 
@@ -268,7 +273,8 @@ class Objective(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.slots == "request" and not self.reads_numbers:
-            raise ValueError("slots: request needs raft, crps or legal above 0: the text alone does not teach it")
+            problem = "slots: request needs raft, crps or legal above 0: the text alone does not teach it"
+            raise Conflict(problem, "slots", "raft", "crps", "legal")
         return self
 
     @property
@@ -368,17 +374,21 @@ class Recipe(Section):
         for name, imported in (("source", source), ("held_out", self.data.held_out)):
             if isinstance(imported, ImportSource) and set(imported.target) != keys:
                 differing = ", ".join(sorted(set(imported.target) ^ keys))
-                raise ValueError(f"data.{name}.target must map exactly the task's keys; differing: {differing}")
+                problem = f"data.{name}.target must map exactly the task's keys; differing: {differing}"
+                raise Conflict(problem, f"data.{name}.target", "task.keys")
         if isinstance(source, GenerateSource):
             for cluster, archetype in source.sampler.archetypes.items():
                 try:
                     self.task.check_target(archetype.center)
                 except ValueError as error:
-                    raise ValueError(f"data.source.sampler.archetypes.{cluster}.center: {error}") from None
+                    center = f"data.source.sampler.archetypes.{cluster}.center"
+                    raise Conflict(f"{center}: {error}", center) from None
         micro = self.train.rows_per_micro_step
         if micro != "auto" and self.train.rows_per_step % micro:
-            raise ValueError(
+            raise Conflict(
                 f"train.rows_per_step must be a multiple of rows_per_micro_step; "
-                f"got {self.train.rows_per_step} and {micro}"
+                f"got {self.train.rows_per_step} and {micro}",
+                "train.rows_per_step",
+                "train.rows_per_micro_step",
             )
         return self

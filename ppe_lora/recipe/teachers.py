@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, Tag, field_validator, model_validator
 
-from ppe_lora.section import Count, Section, Weight, by_kind
+from ppe_lora.section import Conflict, Count, Section, Weight, by_kind
 
 PerMinute = Annotated[float, Field(gt=0)]
 
@@ -71,8 +71,8 @@ class _LlmTeacher(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.budget.money is not None and not self.prices.prompt + self.prices.completion > 0:
-            raise ValueError("budget.money needs prices: set prices.prompt and prices.completion, or limit "
-                             "budget.tokens instead")  # fmt: skip
+            remedy = "set prices.prompt and prices.completion, or limit budget.tokens instead"
+            raise Conflict(f"budget.money needs prices: {remedy}", "budget.money", "prices.prompt", "prices.completion")
         return self
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from ppe_lora.section import Section
+from ppe_lora.section import Conflict, Section
 
 Language = Literal["en", "ja"]
 
@@ -91,23 +91,25 @@ class ScoresTask(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.low >= self.high:
-            raise ValueError(f"low must be below high; got low {self.low}, high {self.high}")
+            raise Conflict(f"low must be below high; got low {self.low}, high {self.high}", "low", "high")
         if len(set(self.keys)) != len(self.keys):
-            raise ValueError(f"keys must differ from each other; got {', '.join(self.keys)}")
+            raise Conflict(f"keys must differ from each other; got {', '.join(self.keys)}", "keys")
         for key in self.keys:
             if not key or not all(c.isascii() and (c.isalnum() or c == "_") for c in key) or key[0].isdigit():
-                raise ValueError(f"a key is ASCII letters, digits and underscores; got {key!r}")
+                raise Conflict(f"a key is ASCII letters, digits and underscores; got {key!r}", "keys")
         for language in self.instruction:
             try:
                 self.instruction_text(language)
             except (LookupError, ValueError, AttributeError, TypeError):
-                raise ValueError(
+                raise Conflict(
                     f"instruction.{language}: expected no braces but {{keys}}, {{low}} and {{high}}; got "
-                    f"{self.instruction[language]!r}; write literal braces as {{{{ and }}}}"
+                    f"{self.instruction[language]!r}; write literal braces as {{{{ and }}}}",
+                    f"instruction.{language}",
                 ) from None
         unknown = [key for key in self.aliases if key not in self.keys]
         if unknown:
-            raise ValueError(f"aliases name keys the task does not have: {', '.join(unknown)}")
+            problem = f"aliases name keys the task does not have: {', '.join(unknown)}"
+            raise Conflict(problem, f"aliases.{unknown[0]}", "keys")
         return self
 
     @property

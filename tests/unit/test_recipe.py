@@ -58,7 +58,8 @@ def test_scores_that_nothing_would_teach_are_refused(tmp_path):
     """The text's cross-entropy never sees a score alone behind the request; reading it there would be noise."""
     path = write(tmp_path, GOOD)
     assert problems(path, "train.objective.slots=request", "train.objective.head=1") == [
-        f"{path}:5: train.objective: slots: request needs raft, crps or legal above 0: the text alone does not teach it"
+        "train.objective.slots=request: train.objective: slots: request needs raft, crps or legal above 0: "
+        "the text alone does not teach it"
     ]
     load_recipe(path, ["train.objective.slots=request", "train.objective.legal=0.1"])
 
@@ -188,8 +189,40 @@ def test_import_must_map_exactly_the_keys(tmp_path):
     source = "{kind: import, source_dir: x, files: {f: {path: f.csv}}, request: f.t, target: {energy: f.e}}"
     path = write(tmp_path, f"data:\n  name: d\n  source: {source}\nstudent: {{model: m}}\n")
     assert problems(path) == [
-        f"{path}:1: data.source.target must map exactly the task's keys; differing: acousticness, brightness, "
+        f"{path}:3: data.source.target must map exactly the task's keys; differing: acousticness, brightness, "
         "complexity, nostalgia, warmth"
+    ]
+
+
+def test_what_several_keys_make_together_is_shown_where_one_of_them_is_written(tmp_path):
+    """The first line of a recipe was blamed, or the section around; where an override was the cause, the file."""
+    multiple = "train.rows_per_step must be a multiple of rows_per_micro_step; got"
+    base = write(tmp_path, GOOD + "  rows_per_step: 16\n  rows_per_micro_step: 4\n", "base.yaml")
+    for child in ("rows_per_step: 18", "rows_per_micro_step: 5"):
+        path = write(tmp_path, f"extends: base.yaml\nseed: 1\ntrain:\n  epochs: 1\n  {child}\n")
+        assert problems(path)[0].startswith(f"{path}:5: {multiple} ")
+    assert problems(base, "seed=1", "train.rows_per_micro_step=5") == [
+        f"train.rows_per_micro_step=5: {multiple} 16 and 5"
+    ]
+    assert problems(base, "train={rows_per_micro_step: 5}") == [
+        f"train={{rows_per_micro_step: 5}}: {multiple} 16 and 5"
+    ]
+    range_of = "task: low must be below high; got low 0, high -1"
+    assert problems(base, "task.high=-1") == [f"task.high=-1: {range_of}"]
+    assert problems(write(tmp_path, GOOD + "task:\n  keys: [a]\n  high: -1\n")) == [f"{tmp_path}/r.yaml:9: {range_of}"]
+    reader = "data: filters.relabel needs a language model, and the row teacher is none; name one in filters.relabel."
+    assert problems(base, "data.filters.relabel={}") == [f"data.filters.relabel={{}}: {reader}teacher"]
+
+
+def test_an_override_is_named_where_nothing_else_is_written(tmp_path):
+    path = write(tmp_path, GOOD)
+    assert [line.partition(": ")[0] for line in problems(path, "seed=2", "data.source.kind=import")] == [
+        "data.source.kind=import"
+    ] * 4
+    wrong = "train={learning_rate: x}"  # the file has that key, too
+    assert problems(path, wrong, "seed=2") == [f"{wrong}: train.learning_rate: expected a valid number; got 'x'"]
+    assert problems(path, "train..epochs=3", ".seed=1", "=1") == [
+        f"{wrong}: expected an override of the form train.epochs=5" for wrong in ("train..epochs=3", ".seed=1", "=1")
     ]
 
 

@@ -1,9 +1,10 @@
 """The base of every configuration section: frozen, and unknown keys are errors. And the numbers sections hold."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -27,6 +28,17 @@ class Conflict(ValueError):
         """
         super().__init__(problem)
         self.keys = keys
+
+
+def spelled(pattern: str, words: str) -> AfterValidator:
+    """Accepts texts of a pattern, and says it in words to who writes others."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"expected {words}; got {text!r}")
+        return text
+
+    return AfterValidator(check)
 
 
 def by_kind(default: type[Section], *others: type[Section]) -> Discriminator:

@@ -3,6 +3,7 @@
 import difflib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -121,15 +122,24 @@ def _read(path: Path) -> _Source:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe; the shipped ones are in recipes/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
+        meant = Path("recipes") / f"{path.stem}.yaml"
+        remedy = f"did you mean {meant}?" if meant.is_file() else "the shipped ones are in recipes/"
+        raise RecipeError(f"{path}: no such recipe; {remedy}") from None
+    except IsADirectoryError:
+        remedy = f"name one of its files, or ppe-lora sweep {path}"
+        raise RecipeError(f"{path}: expected a recipe file; got a folder; {remedy}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{path}:{line}: expected UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         loaded = load_yaml(text)
     except YAMLError as error:
         raise RecipeError(f"{path}:{problem_of(error, text)}") from None
     if not isinstance(loaded, Mapping):
-        raise RecipeError(f"{path}:1: expected a mapping of recipe sections; got {type(loaded).__name__}")
+        found = "an empty file" if loaded is None else "a list" if isinstance(loaded, list) else repr(loaded)
+        raise RecipeError(f"{path}:1: expected a mapping of recipe sections; got {found}")
     return _Source(plain(loaded), dict(places(loaded, path)))
 
 
@@ -191,6 +201,8 @@ def _set(tree: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
 def _explain(error: ValidationError, source: _Source, file: Path, overrides: Sequence[str]) -> list[str]:
     lines: dict[Keys, str] = {}
     for problem in error.errors():
+        if problem["type"] == "default_factory_not_called":  # it only follows another problem
+            continue
         path, rest = _path_in(source.tree, problem["loc"])
         cause = problem.get("ctx", {}).get("error")
         together = cause.keys if isinstance(cause, Conflict) else ()
@@ -206,8 +218,12 @@ def _explain(error: ValidationError, source: _Source, file: Path, overrides: Seq
         elif problem["type"] == "union_tag_not_found":
             path = (*path, "kind")
             message = "missing; it says which keys this section has"
+        elif problem["loc"][-1:] == ("[key]",):
+            message = message.replace("Input should be", "expected the key") + f"; got {path[-1]!r}"
         elif problem["type"] != "value_error":
-            message = message.replace("Input should be", "expected") + f"; got {_value_at(source.tree, path)!r}"
+            value = _value_at(source.tree, path)
+            message = re.sub(r"^\w+ should (be|have)", "expected", message).partition(" after validation")[0]
+            message += f"; got {'nothing' if value is None else repr(value)}"
         dotted = ".".join(map(str, path)) + ": " if path else ""
         paths = [(*path, *key.split(".")) for key in together] or [path]
         lines.setdefault(path, f"{_place(paths, source.places, file, overrides)}: {dotted}{message}")

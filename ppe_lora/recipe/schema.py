@@ -6,7 +6,7 @@ from pydantic import Field, Tag, field_validator, model_validator
 
 from ppe_lora.recipe.teachers import LlmTeacher, ScriptedTeacher, Teacher
 from ppe_lora.recipe.track import Track
-from ppe_lora.section import Conflict, Count, Section, Share, Weight, by_kind
+from ppe_lora.section import Conflict, Count, Section, Share, Weight, by_kind, spelled
 from ppe_lora.tasks.scores import Language, ScoresTask
 
 Style = Literal["polite", "casual", "short", "long"]
@@ -14,6 +14,8 @@ SplitName = Literal["train", "valid", "test"]
 ReadOut = Literal["greedy", "posterior_mean", "posterior_median", "calibrated"]
 Engine = Literal["vllm", "gguf", "onnx"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
+
+_LETTERS = "letters without accents, digits, `_`, `.` and `-`, a letter or digit first"
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -171,7 +173,7 @@ class Split(Section):
 class Data(Section):
     """From nothing to train, valid and test rows."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    name: Annotated[str, spelled("[a-z0-9][a-z0-9_.-]*", f"small {_LETTERS}")]
     """Folder under `data/`."""
     source: Annotated[
         Annotated[GenerateSource, Tag("generate")] | Annotated[ImportSource, Tag("import")],
@@ -355,7 +357,7 @@ class Export(Section):
 class Recipe(Section):
     """One experiment: data, student, training, evaluation, export. `name` is the folder under `checkpoints/`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Annotated[str, spelled("[A-Za-z0-9][A-Za-z0-9_.-]*", _LETTERS)]
     """Taken from the file name when the recipe does not set it."""
     seed: int = 0
     """Fixes sampling, phrasing, split, initial adapter and data order."""

@@ -180,6 +180,59 @@ def test_a_missing_recipe_is_said_plainly(tmp_path):
     assert problems(path) == [f"{path}: no such recipe; the shipped ones are in recipes/"]
 
 
+def test_what_was_meant_by_a_name_is_said(tmp_path, monkeypatch):
+    """`ppe-lora train demo` is what one types first."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipes").mkdir()
+    write(Path("recipes"), GOOD, "demo.yaml")
+    for name in ("demo", "demo.yaml"):
+        assert problems(Path(name)) == [f"{name}: no such recipe; did you mean recipes/demo.yaml?"]
+    assert problems(Path("recipes")) == [
+        "recipes: expected a recipe file; got a folder; name one of its files, or ppe-lora sweep recipes"
+    ]
+    assert problems(Path("recipes/demo.yaml/x")) == ["recipes/demo.yaml/x: cannot be read: Not a directory"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"- a\n- b\n", "1: expected a mapping of recipe sections; got a list"),
+        (b"# later\n", "1: expected a mapping of recipe sections; got an empty file"),
+        (b"hello\n", "1: expected a mapping of recipe sections; got 'hello'"),
+        ("data:\n  name: café\n".encode("latin-1"), "2: expected UTF-8; save the file as UTF-8"),
+        (GOOD.encode("utf-16"), "1: expected UTF-8; save the file as UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_described(tmp_path, content, problem):
+    """CommentedSeq, NoneType and 'utf-8' codec are words of the program."""
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    assert problems(path) == [f"{path}:{problem}"]
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("data.source.languages={fr: 1}", "data.source.languages.fr: expected the key 'en' or 'ja'; got 'fr'"),
+        ("data.source.languages={}", "data.source.languages: expected at least 1 item; got {}"),
+        (
+            "name=a/b",
+            "name: expected letters without accents, digits, `_`, `.` and `-`, a letter or digit first; got 'a/b'",
+        ),
+        (
+            "data.name=A",
+            "data.name: expected small letters without accents, digits, `_`, `.` and `-`, a letter or digit first; "
+            "got 'A'",
+        ),
+        ("task.kind=", "task.kind: expected 'scores'; got nothing"),
+        ("track.wandb={project: ''}", "track.wandb.project: expected at least 1 character; got ''"),
+    ],
+)
+def test_a_wrong_value_is_explained_without_the_program_s_words(tmp_path, override, problem):
+    """The pattern and the default factory are the program's; of languages, the weight was shown and not the name."""
+    assert problems(write(tmp_path, GOOD), override) == [f"{override}: {problem}"]
+
+
 def test_an_error_in_the_extended_file_points_there(tmp_path):
     base = write(tmp_path, GOOD + "seed: x\n", "base.yaml")
     assert problems(write(tmp_path, "extends: base.yaml\n")) == [f"{base}:7: seed: expected a valid integer; got 'x'"]

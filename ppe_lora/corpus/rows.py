@@ -71,13 +71,14 @@ def read_rows(path: Path, task: ScoresTask) -> list[Row]:
     """Read and check a data file.
 
     Raises:
-        DataError: The file is missing or empty, or rows break the contract. All problems are collected (the first 20
-            are shown), each starting with `file:line`.
+        DataError: The file is missing or empty, its rows are of another task, or rows break the contract. All problems
+            are collected (the first 20 are shown), each starting with `file:line`.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such data file; make it with `ppe-lora data build RECIPE`")
     rows: list[Row] = []
     problems: list[str] = []
+    of_other_keys: list[Row] = []
     first_line_of: dict[str, int] = {}
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -94,11 +95,19 @@ def read_rows(path: Path, task: ScoresTask) -> list[Row]:
                 continue
             except ValueError as error:
                 problems.append(f"{path}:{number}: target: {error}")
+                if row.target.keys() != set(task.keys):
+                    of_other_keys.append(row)
                 continue
             if row.id in first_line_of:
                 problems.append(f"{path}:{number}: id {row.id} is already used in line {first_line_of[row.id]}")
             first_line_of.setdefault(row.id, number)
             rows.append(row)
+    if of_other_keys and len(of_other_keys) == len(problems) and not rows:
+        wanted, found = ", ".join(task.keys), ", ".join(of_other_keys[0].target)
+        raise DataError(
+            f"{path.parent}: expected rows with the keys {wanted}; got {found}; give the new task a data set of its "
+            "own: data.name=NAME"
+        )
     raise_problems(problems)
     if not rows:
         raise DataError(f"{path}: expected at least one row; got an empty file")

@@ -145,6 +145,22 @@ def test_what_is_wrong_with_a_record_is_said(record: dict[str, Any], expected: s
     assert str(error.value) == expected
 
 
+def test_rows_of_another_task_are_refused_once(folder: Path) -> None:
+    """Twenty long lines said the same, and 369 more were left out."""
+    path, task = split_path(folder, "train"), ScoresTask(keys=("a", "b"))
+    with pytest.raises(DataError) as error:
+        read_rows(path, task)
+    assert str(error.value) == (
+        f"{folder}: expected rows with the keys a, b; got joy, calm; give the new task a data set of its own: "
+        "data.name=NAME"
+    )
+    right = '{"id": "r", "request": "x", "target": {"a": 1, "b": 2}, "language": "en"}\n'
+    path.write_text(path.read_text(encoding="utf-8") + right, encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        read_rows(path, task)
+    assert str(error.value).startswith(f"{path}:1: target: missing key 'a'; ")
+
+
 def test_what_a_hosted_service_refuses_is_found_before_the_upload() -> None:
     """A rejected upload costs an hour and names one line at a time."""
     fine = {"messages": [said("system", "s"), said("user", "x"), ANSWER]}

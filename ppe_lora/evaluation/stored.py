@@ -82,7 +82,7 @@ def check_finished(run_dir: Path) -> None:
     """
     training, test = run_dir / "manifest.json", run_dir / "test"
     if not (run_dir / "config.yaml").is_file():
-        raise RunError(f"{run_dir}: expected a run folder, with config.yaml; got none")
+        raise RunError(f"{run_dir}: expected a run folder, with config.yaml; got none; run `ppe-lora run RECIPE`")
     if not training.is_file():
         raise RunError(f"{run_dir}: unfinished run: the training has not ended; `ppe-lora train RECIPE --resume`")
     if not (test / "manifest.json").is_file():
@@ -142,6 +142,8 @@ def check_made_from(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
         RunError: It is not finished or of another recipe, or the data set has been built anew since.
         DataError: The data set has not been built.
     """
+    if not (run_dir / "config.yaml").is_file():
+        raise RunError(f"{run_dir}: no training here yet; run `ppe-lora run RECIPE`")
     if not (run_dir / "manifest.json").is_file():
         raise RunError(f"{run_dir}: the training is not finished; run `ppe-lora train RECIPE --resume`")
     another = "under another name (name=...)"

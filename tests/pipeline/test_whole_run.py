@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ppe_lora.artifacts import hash_file, read_json, read_jsonl
+from ppe_lora.artifacts import hash_file, read_json, read_jsonl, write_text
 from ppe_lora.corpus.rows import SPLITS, split_path
+from ppe_lora.recipe import load_recipe
+from ppe_lora.recipe.load import dump_recipe
 from tests.command import ppe_lora
 from tests.evaluations import predictions, write_run
 from tests.runs import TASK, TASK_YAML, make_data, make_recipe, make_rows
@@ -206,14 +208,19 @@ def test_a_quantization_this_machine_cannot_do(here, speaker, monkeypatch, capsy
     )
 
 
-def test_stages_out_of_order_say_what_is_missing(here, speaker, capsys):
+def test_stages_out_of_order_say_what_is_missing(here, capsys):
     make_data(here / "data" / "d")
-    make_recipe(here, speaker)
-    for stage in ("evaluate", "export"):
-        assert ppe_lora(stage, "run.yaml") == 2
-        assert capsys.readouterr().err == (
-            "error: checkpoints/run: the training is not finished; run `ppe-lora train RECIPE --resume`\n"
-        )
+    recipe = make_recipe(here, Path("nowhere"))
+    not_finished = "the training is not finished; run `ppe-lora train RECIPE --resume`"
+    for problem in ("no training here yet; run `ppe-lora run RECIPE`", not_finished):
+        for stage in ("evaluate", "export"):
+            assert ppe_lora(stage, "run.yaml") == 2
+            assert capsys.readouterr().err == f"error: checkpoints/run: {problem}\n"
+        write_text(here / "checkpoints" / "run" / "config.yaml", dump_recipe(load_recipe(recipe)))
+    assert ppe_lora("report", "run.yaml", "name=other") == 2
+    assert capsys.readouterr().err == (
+        "error: checkpoints/other: expected a run folder, with config.yaml; got none; run `ppe-lora run RECIPE`\n"
+    )
 
 
 def test_another_recipe_or_data_set_than_the_run_s_is_refused(here, capsys):

@@ -315,7 +315,7 @@ def prove(recipe: Recipe, export: str, url: str | None, model: str | None) -> No
     """Hold a served export against its certificate, and print the verdict (see `ppe_lora.export.served`).
 
     Raises:
-        RunError: There is no such export, or `url` is missing or has no place.
+        RunError: There is no such export, or `url` is missing, has no place or is no address.
         EngineError: The engine cannot be reached, or does not answer as asked.
     """
     from ppe_lora.export.proof import prove_export

@@ -33,7 +33,7 @@ def prove_export(recipe: Recipe, run_dir: Path, export: str, url: str | None, mo
         model: The name it is served by; by default the one in the folder's start script.
 
     Raises:
-        RunError: There is no such export, or `url` is missing or has no place.
+        RunError: There is no such export, or `url` is missing, has no place or is no address.
         EngineError: The engine cannot be reached, or does not answer as asked.
         ModelError: The folder has no certificate.
     """
@@ -41,14 +41,18 @@ def prove_export(recipe: Recipe, run_dir: Path, export: str, url: str | None, mo
     if export not in (*_ENGINES, "onnx"):
         raise RunError(f"prove: expected one of {', '.join(_ENGINES)}, onnx; got {export}")
     if (url is None) != (export == "onnx"):
-        raise RunError(f"--url: expected {'none for onnx' if url else 'the address of the running server'}; got {url}")
+        expected = "none for onnx" if url else "the address of the running server"
+        raise RunError(f"--url: expected {expected}; got {url or 'none'}")
+    requests = asked(folder)
     if url is None:
         return _verdict(prove_node(folder, task))
+    if not url.startswith(("http://", "https://")):
+        raise RunError(f"--url: expected an address such as http://127.0.0.1:8000; got {url}")
     name, engine = _ENGINES[export]
     served = model or (recipe.name if export != "gguf" else f"{recipe.name}-{recipe.export.gguf_types[0]}")
     tokenizer = load_tokenizer(run_dir / "merged")
     trie = build_trie(task, tokenizer, recipe.train.objective.slots)
-    with progress(f"asking {name}", len(asked(folder))) as advance:
+    with progress(f"asking {name}", len(requests)) as advance:
         entry = prove_served(
             folder, engine(url, served, _TIMEOUT_S), f"{name}, {served}", task, tokenizer, trie, advance
         )

@@ -272,7 +272,7 @@ def test_failing_converter_shows_its_last_lines(
     ("export", "url", "says"),
     [
         ("quantized", None, "prove: expected one of merged, adapter, gguf, onnx; got quantized"),
-        ("merged", None, "--url: expected the address of the running server; got None"),
+        ("merged", None, "--url: expected the address of the running server; got none"),
         ("onnx", "http://x", "--url: expected none for onnx; got http://x"),
     ],
 )
@@ -282,6 +282,21 @@ def test_wrong_ways_to_prove_are_refused(
     with pytest.raises(RunError) as error:
         prove_export(recipe, tmp_path, export, url, None)
     assert str(error.value) == says
+
+
+def test_an_export_that_is_not_there_cannot_be_proven(recipe: Recipe, tmp_path: Path) -> None:
+    """transformers took the folder for the name of a repository, and said how one is written."""
+    for export, url in (("merged", "nonsense"), ("gguf", "http://x"), ("onnx", None)):
+        with pytest.raises(ModelError) as error:
+            prove_export(recipe, tmp_path, export, url, None)
+        assert str(error.value) == (
+            f"{tmp_path / export}: expected an export with its parity.json; got none; make it with "
+            "`ppe-lora export RECIPE`"
+        )
+    write_json(tmp_path / "merged" / "parity.json", {"requests": []})
+    with pytest.raises(RunError) as refused:
+        prove_export(recipe, tmp_path, "merged", "nonsense", None)
+    assert str(refused.value) == "--url: expected an address such as http://127.0.0.1:8000; got nonsense"
 
 
 def test_unknown_engine_in_a_recipe_is_an_error_of_its_line(tmp_path: Path) -> None:

@@ -176,9 +176,11 @@ def setting(recipe: Recipe) -> dict[str, Any]:
     """What all rungs have in common: rungs of another setting do not stand in the same table."""
     varied: Any = {"objective": {"raft", "crps", "slots"}, "learning_rate": True}  # what is left has the head's weight
     train = recipe.train.model_dump(mode="json", exclude=varied)
+    evaluate = recipe.evaluate.model_dump(mode="json", include={"read_out", "head"})
     version = read_json(Path("data") / recipe.data.name / "manifest.json")["dataset_version"]
     task, student = (section.model_dump(mode="json") for section in (recipe.task, recipe.student))
-    return {"seed": recipe.seed, "task": task, "student": student, "train": train, "dataset_version": version}
+    decided = {"train": train, "evaluate": evaluate, "dataset_version": version}
+    return {"seed": recipe.seed, "task": task, "student": student, **decided}
 
 
 def baselines(recipe: Recipe) -> dict[str, Any]:
@@ -288,7 +290,7 @@ def headline(lines: list[Line], raw: dict[str, Any]) -> dict[str, Any]:
     best, model = min(raw["models"].items(), key=lambda one: one[1]["valid"][one[1]["rate"]]["posterior_mean"])
     served, plain, mean = (by_name[name] for name in (f"{best}, calibrated", "cross_entropy, greedy", MEAN))
     target_NK, low_NK, high_NK = (np.array(one) for one in (raw["target"], model["low"], model["high"]))
-    ratio_K = served.error_NK.mean(axis=0) / mean.error_NK.mean(axis=0)
+    ratio_K = served.error_NK.mean(axis=0) / np.where(mean.error_NK.any(axis=0), mean.error_NK.mean(axis=0), np.inf)
     minus = {name: served.minus(by_name[name]) for name in (NGRAMS, EMBEDDING)}
     return {
         "mse_norm_trl_greedy": round(plain.mse_norm, 6),

@@ -140,6 +140,9 @@ def _write(
             line |= {"parsed": None, "rejected": outcome.reason.value, "detail": outcome.detail, "mse_norm": None}
         line["posterior_mean"] = dict(zip(task.keys, mean_NK[n].tolist(), strict=True))
         line["posterior_sd"] = dict(zip(task.keys, sd_NK[n].tolist(), strict=True))
+        for end, sign in (("low", -1), ("high", 1)):
+            end_K = np.clip(mean_NK[n] + sign * 1.2816 * sd_NK[n], task.low, task.high)
+            line[end] = dict(zip(task.keys, end_K.round(2).tolist(), strict=True))
         predictions.append(line | ({"latency_ms": round(waits[n], 3)} if n < timed else {}))
     _write_lines(folder / "eval_predictions.jsonl", predictions)
     errors = error_metrics(mean_NK.astype(float), target_NK, task)

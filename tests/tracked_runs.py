@@ -105,6 +105,8 @@ class WrittenRun:
                 "mse_norm": None if text == "no answer" else 0.005,
                 "posterior_mean": {key: value + 2 for key, value in row.target.items()},
                 "posterior_sd": dict.fromkeys(row.target, 3.0),
+                "low": row.target,
+                "high": {key: value + 4 for key, value in row.target.items()},
             }
             for row, text in zip(rows, texts, strict=True)
         ]

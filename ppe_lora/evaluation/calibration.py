@@ -15,8 +15,9 @@ a stack's weights need not add up to 1. Without a head it moves the posterior me
 
 The interval of a score is mean +- width * standard deviation of its distribution (of the uncorrected one), with the
 width that covered the wanted share of validation targets, all scores together: conformal prediction with scaled
-residuals (Lei et al., 2018), which are held out from the fit of the correction, but not from its choice. The scores of
-one row belong together, and so the coverage is what a test set shows, not a guarantee.
+residuals (Lei et al., 2018), of n the ceil(0.8 (n + 1))-th smallest. They are held out from the fit of the correction,
+but not from its choice, and the scores of one row belong together: the coverage is what a test set shows, not a
+guarantee.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ import numpy as np
 
 from ppe_lora.artifacts import read_json
 from ppe_lora.errors import ModelError
-from ppe_lora.evaluation.metrics import Matrix
+from ppe_lora.evaluation.metrics import Matrix, varies
 from ppe_lora.tasks.scores import ScoresTask
 
 COVERAGE = 0.8
@@ -115,6 +116,8 @@ def read_calibration(path: Path, task: ScoresTask, *, with_head: bool = True) ->
     """
     try:
         stored = read_json(path)
+        if not isinstance(stored, dict) or not isinstance(stored.get("keys"), list):
+            raise ValueError("no keys")
         if not with_head:
             stored = stored.get(WITHOUT_HEAD, stored)
         found = Calibration(
@@ -126,6 +129,8 @@ def read_calibration(path: Path, task: ScoresTask, *, with_head: bool = True) ->
             stored["cv_mse_norm"],
         )
         keys = stored["keys"]
+        if stored["coverage"] != COVERAGE:
+            raise ValueError(f"intervals of {stored['coverage']}, not of {COVERAGE}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: expected a calibration; got {error!r}; run `ppe-lora evaluate RECIPE`") from error
     if (
@@ -184,8 +189,8 @@ def fit_calibration(
     weight_KJ, offset_K = fits[kind](input_NJ, target_NK)
     weight_KJ = weight_KJ[:, : target_NK.shape[1]] if kind in ("none", "affine") else weight_KJ
     residual_NK = np.abs(held_out[kind] - target_NK) / np.maximum(sd_NK, _LEAST_SD * task.span)
-    level = min(1.0, np.ceil((residual_NK.size + 1) * COVERAGE) / residual_NK.size)
-    width = float(np.quantile(residual_NK, level, method="higher"))
+    rank = min(residual_NK.size, int(np.ceil((residual_NK.size + 1) * COVERAGE)))
+    width = float(np.sort(residual_NK, axis=None)[rank - 1])
     cv = {str(name): float(error.mean()) for name, error in error_N.items()}
     return Calibration(kind, weight_KJ, offset_K, width, len(mean_NK), cv)
 
@@ -217,7 +222,7 @@ def _affine(input_NJ: Matrix, target_NK: Matrix) -> tuple[Matrix, Matrix]:
     center_K, target_K = mean_NK.mean(axis=0), target_NK.mean(axis=0)
     spread_K = ((mean_NK - center_K) ** 2).sum(axis=0)
     shared_K = ((mean_NK - center_K) * (target_NK - target_K)).sum(axis=0)
-    slope_K = np.divide(shared_K, spread_K, out=np.zeros_like(spread_K), where=spread_K > 0)
+    slope_K = np.divide(shared_K, spread_K, out=np.zeros_like(spread_K), where=varies(mean_NK))
     return slope_K[:, None] * np.eye(len(slope_K), input_NJ.shape[1]), target_K - slope_K * center_K
 
 

@@ -6,6 +6,7 @@ The plain percentile interval is too narrow for few rows; the level asked of sci
 wider than the normal distribution (the "expanded percentile" interval of Hesterberg, The American Statistician 2015).
 """
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,8 @@ class Paired(NamedTuple):
     difference: Interval
     """Ours minus theirs, in the unit of the errors: below 0 we are better."""
     ratio: Interval
-    """Ours over theirs: 0.7 is 30 % less error. It excludes 1 exactly where the difference excludes 0."""
+    """Ours over theirs: 0.7 is 30 % less error. It excludes 1 exactly where the difference excludes 0. Its ends are NaN
+    where they are wrong on so few rows that some draws have no error of theirs."""
     rows: int
 
     @property
@@ -73,18 +75,20 @@ def paired_errors(ours_N: Matrix, theirs_N: Matrix, level: float = LEVEL) -> Pai
     Raises:
         MetricError: Fewer than two rows, another number on one side, or no error at all on theirs.
     """
-    from scipy.stats import bootstrap  # slow to import
+    from scipy.stats import DegenerateDataWarning, bootstrap  # slow to import
 
     _check(ours_N)
     if ours_N.shape != theirs_N.shape or not theirs_N.any():
         raise MetricError(f"intervals: expected errors above 0 of {len(ours_N)} rows; got {theirs_N.shape}")
 
     def both(ours: Matrix, theirs: Matrix, axis: int = -1) -> Matrix:
-        one, other = ours.mean(axis), theirs.mean(axis)
-        return np.stack([one - other, one / other])
+        one, other = np.asarray(ours.mean(axis)), np.asarray(theirs.mean(axis))
+        return np.stack([one - other, np.divide(one, other, out=np.full_like(one, np.nan), where=other > 0)])
 
     settings = _settings(len(ours_N), level) | {"paired": True, "vectorized": True}
-    lows, highs = bootstrap((ours_N, theirs_N), both, **settings).confidence_interval
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # of ratios without an end
+        lows, highs = bootstrap((ours_N, theirs_N), both, **settings).confidence_interval
     ends = zip(both(ours_N, theirs_N).tolist(), lows.tolist(), highs.tolist(), strict=True)
     difference, ratio = (Interval(*end) for end in ends)
     return Paired(difference, ratio, len(ours_N))

@@ -61,6 +61,12 @@ def mae_raw(predicted_NK: Matrix, target_NK: Matrix) -> float:
     return float(np.mean(np.abs(_errors(predicted_NK, target_NK))))
 
 
+def varies(values_NK: Matrix) -> NDArray[np.bool_]:
+    """Which keys have more than one value, shape (K,). A variance above 0 does not say so: the mean of equal decimal
+    fractions is rounded, and they differ from it."""
+    return np.asarray(np.ptp(values_NK, axis=0) > 0)
+
+
 def r2_per_key(predicted_NK: Matrix, target_NK: Matrix) -> Matrix:
     """Coefficient of determination of each key, shape (K,): 1 is perfect, 0 as good as the mean of these targets.
 
@@ -72,7 +78,7 @@ def r2_per_key(predicted_NK: Matrix, target_NK: Matrix) -> Matrix:
     residual_K: Matrix = np.sum(_errors(predicted_NK, target_NK) ** 2, axis=0)
     total_K = np.sum((target_NK - target_NK.mean(axis=0)) ** 2, axis=0)
     unexplained_K = np.full_like(residual_K, np.nan)
-    np.divide(residual_K, total_K, out=unexplained_K, where=total_K > 0)
+    np.divide(residual_K, total_K, out=unexplained_K, where=varies(target_NK))
     return 1.0 - unexplained_K
 
 
@@ -181,7 +187,8 @@ def collapse_warnings(predicted_NK: Matrix, target_NK: Matrix, task: ScoresTask)
         return []
     warnings = []
     spread_K, target_spread_K = predicted_NK.std(axis=0), target_NK.std(axis=0)
-    flat = [key for key, one, other in zip(task.keys, spread_K, target_spread_K, strict=True) if one < 0.2 * other]
+    flat_K = (spread_K < 0.2 * target_spread_K) & varies(target_NK)
+    flat = [key for key, is_flat in zip(task.keys, flat_K, strict=True) if is_flat]
     if flat:
         warnings.append(f"answers hardly vary between requests for {', '.join(flat)}: collapsed to one value")
     round_share, target_share = (float(np.mean(np.mod(values, 10) == 0)) for values in (predicted_NK, target_NK))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ppe_lora.errors import MetricError
 from ppe_lora.evaluation.intervals import LEVEL, expanded_level
-from ppe_lora.evaluation.metrics import Matrix, Scale, absolute_errors
+from ppe_lora.evaluation.metrics import Matrix, Scale, absolute_errors, varies
 from ppe_lora.tasks.scores import ScoresTask
 
 _RESAMPLES = 4999
@@ -74,7 +74,7 @@ def row_scores(predicted_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> dic
     error_NK = absolute_errors(predicted_NK, target_NK, Scale(task.low, task.high))
     unit_NK = error_NK / task.span
     variance_K = target_NK.var(axis=0)
-    varies_K = variance_K > 0
+    varies_K = varies(target_NK)
     by_metric = {
         "mse_norm": unit_NK**2,
         "mae_raw": error_NK,

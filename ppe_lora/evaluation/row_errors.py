@@ -11,7 +11,7 @@ import numpy as np
 
 from ppe_lora.corpus.rows import Row
 from ppe_lora.evaluation.intervals import Interval, Paired, mean_interval, paired_errors
-from ppe_lora.evaluation.metrics import Matrix, Scale, absolute_errors
+from ppe_lora.evaluation.metrics import Matrix, Scale, absolute_errors, varies
 from ppe_lora.evaluation.paired import thirds
 from ppe_lora.tasks.scores import ScoresTask
 
@@ -31,7 +31,7 @@ class KeyErrors(NamedTuple):
     error: Interval
     """mse_norm."""
     against: dict[str, Paired]
-    """Beside each baseline."""
+    """Beside each baseline that is ever wrong."""
     bias: Interval | None
     """Mean answer minus mean target, in task units; None for fewer than two accepted answers."""
     spread: float | None
@@ -80,12 +80,13 @@ def errors_by_key(
     found = {}
     for k, key in enumerate(task.keys):
         own_N, true_N = answer_NK[accepted_N, k], target_NK[accepted_N, k]
-        varies = len(own_N) > 1 and true_N.std() > 0
+        others = {name: of_NK[:, k] for name, of_NK in other_NK.items()}
+        told = len(own_N) > 1 and bool(varies(true_N))
         found[key] = KeyErrors(
             mean_interval(error_NK[:, k]),
-            {name: paired_errors(error_NK[:, k], others[:, k]) for name, others in other_NK.items()},
+            {name: paired_errors(error_NK[:, k], other_N) for name, other_N in others.items() if other_N.any()},
             mean_interval(own_N - true_N) if len(own_N) > 1 else None,
-            float(own_N.std() / true_N.std()) if varies else None,
+            float(own_N.std() / true_N.std()) if told else None,
         )
     return found
 

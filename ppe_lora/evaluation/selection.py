@@ -1,5 +1,6 @@
 """Which epoch is the best: a gate on the format, then the smallest true error. Never the token loss."""
 
+import math
 from collections.abc import Mapping
 
 from ppe_lora.errors import SelectionError
@@ -8,7 +9,7 @@ from ppe_lora.recipe.schema import ReadOut
 
 def select_epoch(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: float, read_out: ReadOut = "greedy") -> int:
     """The epoch to serve: among those whose format rates pass the gate, the one with the smallest
-    mse_norm of the read-out.
+    mse_norm of the read-out, which is a number only while training has not diverged.
 
     Ties go to the earlier epoch.
 
@@ -21,7 +22,11 @@ def select_epoch(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: floa
         SelectionError: No epoch passes; the message names the nearest.
     """
     name = selected_by(read_out)
-    passing = [epoch for epoch, metrics in metrics_by_epoch.items() if format_rate(metrics) >= gate and name in metrics]
+    passing = [
+        epoch
+        for epoch, metrics in metrics_by_epoch.items()
+        if format_rate(metrics) >= gate and math.isfinite(metrics.get(name, math.nan))
+    ]
     if passing:
         return min(passing, key=lambda epoch: (metrics_by_epoch[epoch][name], epoch))
     if not metrics_by_epoch:

@@ -6,7 +6,7 @@ from ppe_lora.artifacts import hash_file, read_json, write_json
 from ppe_lora.errors import RunError
 
 NOTE = "test_rows.json"
-TEST_FORMAT = 5
+TEST_FORMAT = 6
 """Raised when equal inputs would make other files in `test/`: an evaluation of before is then done again."""
 
 

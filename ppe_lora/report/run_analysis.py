@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import norm
 
 from ppe_lora.corpus.rows import targets_matrix
-from ppe_lora.evaluation.calibration import COVERAGE
+from ppe_lora.evaluation.correct import posterior_means
 from ppe_lora.evaluation.intervals import Interval, Paired, mean_interval, paired_errors
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.row_errors import (
@@ -133,22 +133,21 @@ def _predictors(run: RunFolder, served: ReadOut, error_NK: Matrix, target_NK: Ma
 
 
 def _has_distributions(run: RunFolder) -> bool:
-    return "posterior_sd" in run.predictions[0]
+    return "low" in run.predictions[0]
 
 
 def _doubt(run: RunFolder, target_NK: Matrix) -> Doubt | None:
     if not _has_distributions(run):
         return None
     task = run.recipe.task
-    mean_NK = _answers(run, "posterior_mean")
+    mean_NK = posterior_means(run.predictions, task)
     sd_NK = _answers(run, "posterior_sd")
 
     def normal(level: float) -> tuple[Matrix, Matrix]:
         half_NK = norm.ppf((1 + level) / 2) * sd_NK
         return np.clip(mean_NK - half_NK, task.low, task.high), np.clip(mean_NK + half_NK, task.low, task.high)
 
-    calibrated = "low" in run.predictions[0]
-    low_NK, high_NK = (_answers(run, "low"), _answers(run, "high")) if calibrated else normal(COVERAGE)
+    low_NK, high_NK = _answers(run, "low"), _answers(run, "high")
     by_key = {}
     for k, key in enumerate(task.keys):
         ends = low_NK[:, k : k + 1], high_NK[:, k : k + 1]
@@ -156,7 +155,7 @@ def _doubt(run: RunFolder, target_NK: Matrix) -> Doubt | None:
     return Doubt(
         low_NK=low_NK,
         high_NK=high_NK,
-        calibrated=calibrated,
+        calibrated="coverage_calibrated@80" in run.metrics,
         covered=coverage(low_NK, high_NK, target_NK),
         by_key=by_key,
         reliability=[(level, coverage(*normal(level), target_NK).value) for level in _LEVELS],

@@ -60,7 +60,8 @@ def _format(analysis: Analysis) -> Iterator[Finding]:
 
 
 def _keys(analysis: Analysis) -> Iterator[Finding]:
-    unread = [key for key, found in analysis.keys.items() if not found.against["train_mean"].surely_better]
+    beside = {key: found.against for key, found in analysis.keys.items()}  # without those that are never wrong there
+    unread = [key for key, by in beside.items() if "train_mean" in by and not by["train_mean"].surely_better]
     if unread:
         names = ", ".join(unread)
         yield Finding(
@@ -70,7 +71,7 @@ def _keys(analysis: Analysis) -> Iterator[Finding]:
             ),
             "keys",
         )
-    behind = [key for key, found in analysis.keys.items() if found.against["ridge"].surely_worse]
+    behind = [key for key, by in beside.items() if "ridge" in by and by["ridge"].surely_worse]
     if behind:
         names = ", ".join(behind)
         yield Finding(

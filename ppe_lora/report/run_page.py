@@ -147,16 +147,19 @@ def _bars(analysis: Analysis) -> list[Bar]:
     return bars
 
 
+_BESIDE = {"train_mean": Words("the train mean", "学習平均"), "ridge": Words("n-gram ridge", "n-gram リッジ")}
+
+
 def _key_bars(analysis: Analysis) -> list[Bar]:
     top = 1.04 * max(found.error.high for found in analysis.keys.values())
     bars = []
     for key, found in analysis.keys.items():
-        mean, ridge = (change(found.against[name].ratio.value) for name in ("train_mean", "ridge"))
+        told = {name: change(paired.ratio.value) for name, paired in found.against.items()}
         note = Words(
-            f"{mean.en} than the train mean, {ridge.en} than n-gram ridge",
-            f"学習平均比: {mean.ja}、n-gram リッジ比: {ridge.ja}",
+            ", ".join(f"{told[name].en} than {words.en}" for name, words in _BESIDE.items() if name in told),
+            "、".join(f"{words.ja}比: {told[name].ja}" for name, words in _BESIDE.items() if name in told),
         )
-        mark = mark_of(found.against["train_mean"])
+        mark = mark_of(found.against["train_mean"]) if "train_mean" in found.against else None
         bars.append(Bar(Words(key, key), error_figure(found.error.value), _place(found.error, top), note, mark))
     return sorted(bars, key=lambda bar: -bar.place[1])
 

@@ -1,6 +1,7 @@
 """What happens around the steps of a training: a log, checkpoints by time and signal, an evaluation per epoch."""
 
 import csv
+import math
 import shutil
 import signal
 import time
@@ -14,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ppe_lora.artifacts import read_json
 from ppe_lora.console import Advance, console
-from ppe_lora.errors import SelectionError
+from ppe_lora.errors import RunError, SelectionError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.selection import metric_of, select_epoch
 from ppe_lora.recipe.schema import Evaluate, Recipe
@@ -38,8 +39,19 @@ class TrainLog(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
-        """Append the step, on the first process only."""
-        if not state.is_world_process_zero or "loss" not in logs:
+        """Append the step, on the first process only.
+
+        Raises:
+            RunError: The loss is no number any more, on all processes; what is saved is from before that.
+        """
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise RunError(
+                f"{self.path}: expected a finite loss; got {logs['loss']} at step {state.global_step}. Training has "
+                "diverged: lower train.learning_rate, and begin again with `ppe-lora train RECIPE --fresh`"
+            )
+        if not state.is_world_process_zero:
             return
         new = not self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as file:

@@ -7,7 +7,7 @@ from ppe_lora.artifacts import read_json, read_jsonl, write_json
 from ppe_lora.console import progress
 from ppe_lora.corpus.rows import targets_matrix
 from ppe_lora.evaluation.calibration import LEAST_ROWS, WITHOUT_HEAD, fit_calibration
-from ppe_lora.evaluation.correct import by_key
+from ppe_lora.evaluation.correct import by_key, posterior_means
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.evaluate import EncodedSplit
 from ppe_lora.student.head import FILE, HEAD_ROWS, fit_head, layers_to_try, of_layers, request_states
@@ -22,7 +22,8 @@ def fit_correction(
     """Write `calibration.json` of a finished training, and `head.npz` if the correction uses the head. For engines that
     do not read it there is a second correction in the file then, of the posterior means alone.
 
-    With fewer than 20 validation rows there is neither: answers stay as they are.
+    With fewer than 20 validation rows, or where those have no distributions, there is neither: answers stay as they
+    are.
 
     Args:
         model: With the selected adapter.
@@ -39,7 +40,9 @@ def fit_correction(
     if len(valid.rows) < LEAST_ROWS:
         return
     own = [predicted[row.id] for row in valid.rows]
-    mean_NK, sd_NK = (by_key(own, name, task) for name in ("posterior_mean", "posterior_sd"))
+    if "posterior_mean" not in own[0]:
+        return
+    mean_NK, sd_NK = posterior_means(own, task), by_key(own, "posterior_sd", task)
     train_NK, target_NK = (targets_matrix(split.rows, task) for split in (train, valid))
     fit = partial(fit_calibration, mean_NK, sd_NK, target_NK, task, train_NK.mean(axis=0))
     head, head_NK = None, None

@@ -223,12 +223,12 @@ def fit_here(recipe: Recipe) -> tuple[Fit | None, str]:
     need = need_bytes(recipe, size, rows=rows, on_gpu=on_gpu, bfloat16=bfloat16)
     model = f"{recipe.student.model} ({recipe.student.quantization})"
     if not on_gpu and size.parameters >= _NEEDS_GPU:
-        return "no", f"{model} needs a GPU; on this CPU a training takes weeks (`ppe-lora estimate` says how long)"
+        return "no", f"{model} needs a GPU: on this CPU a training takes weeks"
     return (
         fit(need.total, have),
         f"{model} needs about {need.total / GB:.1f} of {have / GB:.1f} GB "
         f"of {'GPU' if on_gpu else 'free'} memory: weights {need.weights / GB:.1f}, adapter {need.adapter / GB:.1f}, "
-        f"activations {need.activations / GB:.1f}",
+        f"activations {need.activations / GB:.1f}, the rest {need.overhead / GB:.1f}",
     )
 
 

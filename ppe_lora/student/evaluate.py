@@ -14,6 +14,7 @@ from ppe_lora.console import progress
 from ppe_lora.corpus.rows import Row, targets_matrix
 from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.baselines import constant_mse_norm, train_mean_mse_norm
+from ppe_lora.evaluation.correct import UNROUNDED
 from ppe_lora.evaluation.metrics import (
     Matrix,
     collapse_warnings,
@@ -29,7 +30,7 @@ from ppe_lora.student.head import FOLDS, Head
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.posterior import crps, mean, quantile
 from ppe_lora.student.processes import processes
-from ppe_lora.student.read_out import posterior_of
+from ppe_lora.student.read_out import interval_of, plain, posterior_of
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import Answer, Rejected, ScoresTask
@@ -127,7 +128,7 @@ def evaluate_student(
     if head is not None:
         read = [one.head_K for one in decoded if one.head_K is not None]
         for prediction, head_K in zip(predictions, read, strict=True):
-            prediction["head"] = _by_key(head_K.round(2).tolist(), task)
+            prediction["head"] = _by_key(plain(head_K, task), task)
     for prediction, latency in zip(predictions, latencies, strict=False):
         prediction["latency_ms"] = round(latency, 3)
     accepted = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Answer)]
@@ -195,10 +196,14 @@ def posterior_metrics(
 
 def _posterior_shown(log_p_KV: torch.Tensor, task: ScoresTask, trie: ScoreTrie) -> dict[str, Any]:
     means, medians, deviations = posterior_of(log_p_KV, task, trie)
+    low_K, high_K = interval_of(log_p_KV, task, trie)
     return {
-        "posterior_mean": _by_key(means, task),
+        "posterior_mean": _by_key([task.round(value) for value in means], task),
+        UNROUNDED: _by_key(means, task),
         "posterior_median": _by_key(medians, task),
         "posterior_sd": _by_key(deviations, task),
+        "low": _by_key(low_K, task),
+        "high": _by_key(high_K, task),
     }
 
 

@@ -90,7 +90,8 @@ class TeachingHeads(NamedTuple):
     def read(self, states_NLD: torch.Tensor, fold_N: torch.Tensor) -> torch.Tensor:
         """Scores (N, K), each row's by the head that has not seen its fold; not clipped, so that gradients reach all.
 
-        No matrix product, which autocast would round to bfloat16: hidden states have a few very large dimensions."""
+        No matrix product, which autocast or `train.matmul: medium` would round to bfloat16: hidden states have a few
+        very large dimensions."""
         weight_FLKD, offset_FK = (numbers.to(states_NLD) for numbers in (self.weight_FLKD, self.offset_FK))
         return (states_NLD[:, :, None] * weight_FLKD[fold_N]).sum((1, 3)) + offset_FK[fold_N]
 

@@ -27,6 +27,9 @@ from ppe_lora.student.outputs import at_least_float32
 from ppe_lora.student.posterior import choice_logits, crps, illegal_nats, leaf_log_probs, mean
 from ppe_lora.student.trie import ScoreTrie
 
+_LEAST_DOUBT = 1e-6
+"""Smallest 1 - p that the focal weight tells from others."""
+
 
 def training_loss(
     model: torch.nn.Module,
@@ -110,7 +113,8 @@ def _weighed_nll(
     log_p_TV, wanted_T = at_least_float32(logits[supervised]).log_softmax(-1), wanted[supervised]
     right_T = log_p_TV.gather(1, wanted_T[:, None])[:, 0]
     nll_T = -(1 - objective.label_smoothing) * right_T - objective.label_smoothing * log_p_TV.mean(-1)
-    nll_T = (1 - right_T.exp()) ** objective.focal * nll_T if objective.focal else nll_T
+    if objective.focal:  # clamped, for below 1 the power has an infinite slope where a token is certain
+        nll_T = (-torch.expm1(right_T)).clamp(min=_LEAST_DOUBT) ** objective.focal * nll_T
     if trie is not None and objective.skeleton != 1.0:
         digits = torch.tensor(sorted({token for path in trie.paths for token in path}), device=wanted.device)
         nll_T = torch.where(torch.isin(wanted_T, digits), nll_T, objective.skeleton * nll_T)

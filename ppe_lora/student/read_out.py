@@ -19,7 +19,7 @@ class Posterior(NamedTuple):
     """A row's scores as their distributions have them, in task units and key order."""
 
     mean_K: list[float]
-    """Rounded to the task's decimals: the posterior-mean read-out."""
+    """Not rounded to an answer: corrections are fitted on these, and on a coarse scale rounding costs some accuracy."""
     median_K: list[float]
     """Values of the task, nothing to round."""
     sd_K: list[float]
@@ -37,12 +37,17 @@ class Reading(NamedTuple):
 
 def posterior_of(log_p_KV: torch.Tensor, task: ScoresTask, trie: ScoreTrie) -> Posterior:
     """Mean, median and standard deviation of each score of a row."""
-    means, deviations = mean(log_p_KV, trie.values), deviation(log_p_KV, trie.values)
     return Posterior(
-        [task.round(float(value)) for value in means],
+        plain(mean(log_p_KV, trie.values), task),
         [task.round(float(value)) for value in quantile(log_p_KV, trie.values, 0.5)],
-        [round(float(value), 2) for value in deviations],
+        plain(deviation(log_p_KV, trie.values), task),
     )
+
+
+def interval_of(log_p_KV: torch.Tensor, task: ScoresTask, trie: ScoreTrie) -> tuple[list[float], list[float]]:
+    """Lower and upper ends of the central 80 % of each score's distribution, in task units."""
+    low_K, high_K = (plain(quantile(log_p_KV, trie.values, share), task) for share in _SHARES)
+    return low_K, high_K
 
 
 def read_answer(
@@ -62,14 +67,13 @@ def read_answer(
     assert one.log_p_KV is not None
     means, medians, deviations = posterior_of(one.log_p_KV, task, trie)
     if calibration is None:
-        low_K, high_K = (quantile(one.log_p_KV, trie.values, share) for share in _SHARES)
-        corrected, ends = np.array(means), (_plain(low_K.numpy()), _plain(high_K.numpy()))
+        corrected, ends = np.array(means), interval_of(one.log_p_KV, task, trie)
     else:
-        head_NK = None if one.head_K is None else one.head_K[None].round(2)
+        head_NK = None if one.head_K is None else np.array([plain(one.head_K, task)])
         center_NK = calibration.correct(np.array([means]), task, head_NK)
         low_NK, high_NK = calibration.interval(center_NK, np.array([deviations]), task)
-        corrected, ends = center_NK[0], (_plain(low_NK[0]), _plain(high_NK[0]))
-        deviations = _plain(calibration.deviation(np.array(deviations), task))
+        corrected, ends = center_NK[0], (plain(low_NK[0], task), plain(high_NK[0], task))
+        deviations = plain(calibration.deviation(np.array(deviations), task), task)
     if read_out == "greedy":
         outcome = task.parse(tokenizer.decode(one.ids))
         assert isinstance(outcome, Answer)  # forced
@@ -82,5 +86,6 @@ def read_answer(
 _SHARES = ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)
 
 
-def _plain(values_K: Matrix) -> list[float]:
-    return [round(float(value), 2) for value in values_K]
+def plain(values_K: Matrix | torch.Tensor, task: ScoresTask) -> list[float]:
+    """Numbers that are no answers, as they are stored and told: `task.fine_decimals`, and never -0.0."""
+    return [round(float(value), task.fine_decimals) + 0.0 for value in values_K]

@@ -11,6 +11,7 @@ import numpy as np
 from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest, write_text
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
+from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.baselines import baseline_answers, baseline_lines
 from ppe_lora.evaluation.calibration import read_calibration
 from ppe_lora.evaluation.correct import corrected
@@ -34,6 +35,7 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
 
     Raises:
         RunError: The run is not finished, is of another recipe or data set, or was measured on other test rows before.
+        ModelError: The read-out needs distributions, which this student does not give.
         DataError: The test rows are missing or broken.
     """
     check_made_from(recipe, data_dir, run_dir)
@@ -56,8 +58,15 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     if state.is_main_process:
         note_test_rows(run_dir, test_path, len(rows))
     model, tokenizer, split, trie = make_ready(recipe, rows, run_dir / "best")
+    if trie is None and recipe.evaluate.read_out != "greedy":
+        raise ModelError(
+            f"evaluate.read_out: expected greedy for {recipe.student.model}, which does not compute packs of these "
+            f"rows exactly, so that there are no distributions; got {recipe.evaluate.read_out}"
+        )
     train_rows = read_rows(split_path(data_dir, "train"), recipe.task)
     train_NK = targets_matrix(train_rows, recipe.task)
+    if state.is_main_process:
+        (folder / "manifest.json").unlink(missing_ok=True)  # what follows replaces the correction that it stands for
     if trie is not None and state.is_main_process:
         train, valid = (
             encode_split(some, recipe.task, tokenizer, recipe.student.max_tokens)

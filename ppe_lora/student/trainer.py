@@ -24,8 +24,9 @@ class PpeTrainer(SFTTrainer):
     """TRL's trainer on rows that are tokens already.
 
     `compute_loss` is the objective divided by the completion tokens of the whole optimizer step, all micro-steps and
-    processes together, so that the batching does not change the result. TRL's entropy and accuracy,
-    each a host synchronization per micro-step, are not computed.
+    processes together, so that the batching does not change the result. With several processes it does where the rows
+    of an epoch are no multiple of rows_per_micro_step x processes: accelerate fills up the last step with the epoch's
+    first rows. TRL's entropy and accuracy, each a host synchronization per micro-step, are not computed.
     """
 
     state_dir: Path
@@ -135,6 +136,7 @@ def sft_config(recipe: Recipe, run_dir: Path, processes: int, rows_per_micro_ste
         seed=recipe.seed,
         data_seed=recipe.seed,
         logging_steps=1,
+        logging_nan_inf_filter=False,
         save_strategy="no",
         eval_strategy="no",
         report_to="none",

@@ -117,6 +117,16 @@ class ScoresTask(Section):
         """Width of the range in task units: the distance that is 1.0 on the unit scale."""
         return self.high - self.low
 
+    @property
+    def fine_decimals(self) -> int:
+        """Decimals of what is no answer yet, such as a mean or an end of an interval: a ten-thousandth of the range.
+
+        Example:
+            >>> ScoresTask(keys=("a",)).fine_decimals, ScoresTask(keys=("a",), low=1, high=5).fine_decimals
+            (2, 4)
+        """
+        return max(2, 5 - len(str(self.span)))
+
     def instruction_text(self, language: Language) -> str:
         """The instruction in `language`, or in the recipe's first language where that one has none."""
         template = self.instruction.get(language) or next(iter(self.instruction.values()))

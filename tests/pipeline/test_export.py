@@ -82,21 +82,16 @@ def _merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().state_dict()
 
 
-def _ulps(one: torch.Tensor, other: torch.Tensor) -> int:
-    """Largest distance of two tensors of one type in units in the last place: how many numbers lie between."""
-    as_int = {torch.float32: torch.int32, torch.bfloat16: torch.int16}[one.dtype]
-    low = torch.iinfo(as_int).min
-
-    def ordered(x: torch.Tensor) -> torch.Tensor:
-        bits = x.view(as_int).long()
-        return torch.where(bits < 0, low - bits, bits)
-
-    return int((ordered(one) - ordered(other)).abs().max())
+def _ulps(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest difference of two tensors of one type, in units in the last place of their largest number. Not of each
+    number: processors add up the products of a block in orders of their own, and base and update may cancel out."""
+    unit = torch.finfo(one.dtype).eps * other.float().abs().max()
+    return float((one.float() - other.float()).abs().max() / unit)
 
 
 @pytest.mark.parametrize("kind", ["plain", "rslora", "dora"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_streamed_merge_equals_pefts_to_a_unit_in_the_last_place(
+def test_streamed_merge_equals_pefts_to_rounding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype
 ) -> None:
     """Blocks of rows, several files and a cast must not change what is merged: not one tensor left out, not one block
@@ -116,7 +111,7 @@ def test_streamed_merge_equals_pefts_to_a_unit_in_the_last_place(
     assert merged.keys() == expected.keys()
     for name, tensor in merged.items():
         assert tensor.dtype == dtype, name
-        assert _ulps(tensor, expected[name].to(dtype)) <= 1, name
+        assert _ulps(tensor, expected[name].to(dtype)) <= (4 if dtype is torch.float32 else 1), name  # rank 4
     assert _logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), PROMPTS[0]).isfinite().all()
 
 

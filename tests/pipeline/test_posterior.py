@@ -3,10 +3,12 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ppe_lora.evaluation.calibration import Calibration
 from ppe_lora.recipe.schema import Objective
 from ppe_lora.student.collate import PackedCollator, completion_nll, read
 from ppe_lora.student.decode import Decoded, Decoder
@@ -18,7 +20,7 @@ from ppe_lora.student.posterior import crps, deviation, greedy_leaf, leaf_log_pr
 from ppe_lora.student.read_out import read_answer
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
-from ppe_lora.tasks.scores import Answer
+from ppe_lora.tasks.scores import Answer, ScoresTask
 from tests.brute_force import CASES, legal_behind, legal_values, log_probs, written
 from tests.pipeline.test_head import make_heads
 from tests.runs import TASK, make_rows, make_rows_of
@@ -126,6 +128,29 @@ def test_weights_of_the_text_loss_by_hand():
     loss, tokens = _weighed_nll(logits, wanted, objective, trie)
     assert tokens == 2
     assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("focal", [0.5, 1.0, 2.0])
+def test_a_certain_token_has_a_slope(focal):
+    """p is exactly 1 in float32 there, where (1 - p)^0.5 is infinitely steep."""
+    logits = torch.tensor([[30.0, 0.0, 0.0], [0.0, 1.0, 0.0]], requires_grad=True)
+    objective = Objective(focal=focal, label_smoothing=0.1)
+    _weighed_nll(logits, torch.tensor([0, 1]), objective, None)[0].backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad[1].abs().min() > 0
+
+
+def test_means_do_not_depend_on_how_precise_products_are():
+    """`train.matmul: medium` rounds the factors of a product to bfloat16 where the processor can."""
+    log_p_SV = torch.randn(60, 101, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    values_V = torch.arange(101.0)
+    exact_S = mean(log_p_SV.double(), values_V)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        torch.testing.assert_close(mean(log_p_SV, values_V).double(), exact_S, rtol=0, atol=1e-4)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_training_and_decoding_read_the_same_distributions(speaker):
@@ -243,3 +268,18 @@ def test_each_read_out_answers_what_it_says(speaker, read_out, expected):
     p_V[[7, 40, 60]] = torch.tensor([0.45, 0.4, 0.15])
     decoded = Decoded(trie.completion([7.0, 7.0]), p_V.log().repeat(2, 1), 0.0)
     assert read_answer(decoded, TASK, tokenizer, trie, read_out, None).values_K == [expected] * 2
+
+
+def test_a_correction_is_made_from_the_mean_and_not_from_the_answer(speaker):
+    """On a scale of five values half a point is an eighth of the range: mass 1/2 on 2, 1/4 on 3 and 4 has its mean at
+    2.75, and three times that less 5 is 3, where three times the answer 3 would be 4."""
+    task = ScoresTask(keys=("a", "b"), low=1, high=5)
+    tokenizer = load_tokenizer(speaker)
+    trie = build_trie(task, tokenizer)
+    decoded = Decoded(trie.completion([2.0, 2.0]), torch.tensor([0, 0.5, 0.25, 0.25, 0]).log().repeat(2, 1), 0.0)
+    stretch = Calibration("affine", 3 * np.eye(2), np.full(2, -5.0), 1.0, 20, {})
+    read = read_answer(decoded, task, tokenizer, trie, "calibrated", stretch)
+    assert read.values_K == [3, 3]
+    assert read.low_K == [pytest.approx(3.25 - math.sqrt(0.6875), abs=1e-3)] * 2
+    alone = read_answer(decoded, task, tokenizer, trie, "posterior_mean", None)
+    assert (alone.values_K, alone.low_K, alone.high_K) == ([3, 3], [2, 2], [4, 4])

@@ -22,7 +22,9 @@ from tests.serving import Scripted, serving
 from tests.teacher_servers import OpenAIServer, serve
 
 REQUESTS = [row.request for row in make_rows(6, seed=5)]
-FITTED = {"keys": ["a", "b"], "width": 1.5, "rows": 24, "cv_mse_norm": {"affine": 0.05, "blend": 0.03}}
+FITTED = {
+    "keys": ["a", "b"], "width": 1.5, "coverage": 0.8, "rows": 24, "cv_mse_norm": {"affine": 0.05, "blend": 0.03},
+}  # fmt: skip
 AFFINE = FITTED | {"kind": "affine", "weight": [[0.8, 0.0], [0.0, 0.7]], "offset": [11.0, 3.0]}
 BLEND = FITTED | {"kind": "blend", "weight": [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5]], "offset": [0.0, 0.0]}
 

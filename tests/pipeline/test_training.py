@@ -27,7 +27,6 @@ from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.evaluate import Evaluation, encode_split, evaluate_student
 from ppe_lora.student.layout import IGNORED
 from ppe_lora.student.load import attach_lora
-from ppe_lora.student.test_rows import evaluate_test_rows
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trainer import PpeTrainer, sft_config
 from ppe_lora.student.training import train
@@ -240,17 +239,11 @@ def test_valid_loss_does_not_depend_on_the_batching(student):
     assert [row["text"] for row in one.predictions] == [row["text"] for row in other.predictions]
 
 
-def test_test_rows_are_decoded_once_with_the_best_adapter(one_process, capsys):
-    """The test split is its own folder, and asking twice does not decode twice."""
-    folder = one_process.parents[1]
-    recipe = load_recipe(folder / "run.yaml")
-    evaluate_test_rows(recipe, folder / "data" / "d", one_process)
-    assert read_json(one_process / "test" / "eval_metrics.json")["rows"] == 6
-    header, *worst = (one_process / "worst_cases.csv").read_text().splitlines()
-    assert header == "id,request,mse_norm,rejected,target_a,target_b,answer_a,answer_b"
-    assert len(worst) == 6
-    evaluate_test_rows(recipe, folder / "data" / "d", one_process)
-    assert "complete and unchanged" in capsys.readouterr().out
+def test_a_training_that_diverges_says_so(speaker, tmp_path):
+    """Not a traceback from the rounding of NaN an epoch later, and no checkpoint of NaN to resume from."""
+    with pytest.raises(RunError, match=r"expected a finite loss; got (nan|inf) at step \d+\. Training has diverged"):
+        run_in(tmp_path, speaker, TRAIN.format(micro=4).replace("5e-3", "1e30"), EVALUATE)
+    assert not list((tmp_path / "checkpoints" / "run" / "state").glob("checkpoint-*"))
 
 
 def test_autocast_takes_inputs_as_they_are(speaker, tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ppe_lora.artifacts import write_json
-from ppe_lora.evaluation.calibration import _blend, _stack, fit_calibration, read_calibration
+from ppe_lora.errors import ModelError
+from ppe_lora.evaluation.calibration import _affine, _blend, _stack, fit_calibration, read_calibration
 from ppe_lora.tasks.scores import ScoresTask
 
 TASK = ScoresTask(keys=("a", "b", "c"))
@@ -103,6 +104,36 @@ def test_one_score_and_constant_means_are_possible():
     assert found.correct(np.array([[50.0]]), task)[0, 0] == pytest.approx(70, abs=1)
     with pytest.raises(ValueError, match="at least 20"):
         fit_calibration(target[:3], target[:3], target[:3], task, np.array([70.0]))
+
+
+def test_means_that_are_equal_but_for_rounding_have_no_slope():
+    """The mean of forty times 0.1 is not 0.1: a slope through what is left of it is any number."""
+    rng = np.random.default_rng(7)
+    for value in (0.1, -4.9, 0.7):
+        mean = np.full((40, 1), value)
+        weight, offset = _affine(mean, target := rng.uniform(-5, 5, (40, 1)))
+        assert weight[0, 0] == 0
+        assert offset[0] == pytest.approx(target.mean())
+
+
+def test_the_width_is_the_conformal_rank():
+    """Of 20 residuals the ceil(0.8 x 21)-th smallest, the 17th: one more would cover 86 %."""
+    task = ScoresTask(keys=("a",), high=1000)
+    target = np.arange(50.0, 1000.0, 50.0).repeat(2)[:20, None]
+    off = np.arange(1.0, 21.0)[:, None] * np.where(np.arange(20) % 2, 1, -1)[:, None]
+    found = fit_calibration(target + off, np.full((20, 1), 10.0), target, task, np.array([500.0]))
+    assert found.kind == "none"
+    assert found.width == pytest.approx(1.7)
+
+
+@pytest.mark.parametrize("broken", [[], {}, {"keys": None}, {"coverage": 0.9}, {"width": "wide"}])
+def test_a_broken_calibration_is_said_to_be_one(tmp_path, broken):
+    """A traceback in front of a server's first answer, or intervals of another share than they are called."""
+    stored = fit_calibration(*simulate(40, 1.0, 0, 8, seed=1), TASK, TRAIN_MEAN).as_json(TASK)
+    write_json(tmp_path / "calibration.json", stored | broken if broken else broken)
+    for with_head in (True, False):
+        with pytest.raises(ModelError, match="expected a calibration; got"):
+            read_calibration(tmp_path / "calibration.json", TASK, with_head=with_head)
 
 
 def test_what_travels_with_the_model_corrects_as_what_was_fitted(tmp_path):

@@ -1,6 +1,8 @@
 """Confidence intervals of means and of paired differences: they cover as often as they say, and claim nothing of
 nothing."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,18 @@ def test_difference_and_ratio_never_contradict_each_other():
         paired = paired_errors(ours_N, theirs_N)
         assert paired.surely_better == (paired.ratio.high < 1)
         assert paired.surely_worse == (paired.ratio.low > 1)
+
+
+def test_a_ratio_to_next_to_no_error_has_no_ends():
+    """One row of 20 on which they are wrong: a third of the draws do not have it."""
+    theirs_N = np.zeros(20)
+    theirs_N[3] = 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paired = paired_errors(np.full(20, 0.02), theirs_N)
+    assert paired.ratio.value == pytest.approx(4)
+    assert np.isnan([paired.ratio.low, paired.ratio.high]).all()
+    assert paired.difference.low < 0.015 < paired.difference.high
 
 
 def test_what_has_no_interval_is_refused():

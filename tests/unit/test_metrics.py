@@ -1,5 +1,7 @@
 """Metrics against values computed by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,13 @@ def test_collapse_is_noticed():
     assert collapse_warnings(target_NK, target_NK, AB) == []
 
 
+def test_targets_that_never_vary_are_no_collapse():
+    """Equal fractions have a spread of rounding errors, a fifth of which answers that never vary are below."""
+    always = ScoresTask(keys=("a",), low=0, high=1, decimals=1)
+    for rows in range(10, 80):
+        assert collapse_warnings(np.full((rows, 1), 0.5), np.full((rows, 1), 0.6), always) == []
+
+
 def _epoch(error: float, json_rate: float = 1.0, schema_rate: float = 1.0) -> dict[str, float]:
     return {"mse_norm": error, "json_valid_rate": json_rate, "schema_valid_rate": schema_rate, "valid_loss": 9 - error}
 
@@ -108,6 +117,7 @@ def test_selection_takes_the_smallest_decoded_error_among_the_valid():
     """Never the token loss, and never an epoch whose few valid answers happen to be good."""
     history = {1: _epoch(0.05), 2: _epoch(0.01, schema_rate=0.9), 3: _epoch(0.04), 4: _epoch(0.04)}
     assert select_epoch(history, 0.99) == 3
+    assert select_epoch({1: _epoch(math.nan), 2: _epoch(0.05)}, 0.99) == 2
 
 
 def test_a_better_epoch_that_the_gate_keeps_out_is_named():

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from ppe_lora.corpus.rows import Row
+from ppe_lora.evaluation.metrics import error_metrics
+from ppe_lora.evaluation.paired import row_scores
 from ppe_lora.evaluation.row_errors import (
     SLICE_ROWS,
     coverage,
@@ -40,6 +42,23 @@ def test_keys_by_hand():
     assert found["b"].spread is None  # targets that do not vary
     assert found["a"].error.value == pytest.approx((3 * 0.01 + 1.0) / 4)
     assert found["b"].against["middle"].ratio.value == pytest.approx((3 * 0.01 + 0.25) / (4 * 0.04))
+
+
+@pytest.mark.parametrize(("decimals", "always"), [(0, 42.0), (1, -4.9)])
+def test_a_key_that_never_varies_has_no_baseline_to_beat(decimals, always):
+    """The train mean is never wrong there: a ratio to no error was an error of the report, or a figure of 27 digits."""
+    task = ScoresTask(keys=("a", "b"), low=-50, high=50, decimals=decimals)
+    rng = np.random.default_rng(0)
+    target_NK = np.stack([rng.uniform(-50, 50, 41).round(decimals), np.full(41, always)], axis=1)
+    answer_NK = (target_NK + rng.normal(0, 3, target_NK.shape)).round(decimals)
+    mean_NK = np.stack([np.zeros(41), np.full(41, always)], axis=1)
+    found = errors_by_key(answer_NK, target_NK, {"train_mean": mean_NK}, task)
+    assert found["a"].against.keys() == {"train_mean"}
+    assert not found["b"].against
+    assert found["b"].spread is None
+    assert found["b"].error.value > 0
+    assert "r2/b" not in row_scores(answer_NK, target_NK, task)
+    assert "r2/b" not in error_metrics(answer_NK, target_NK, task)
 
 
 def test_a_slice_is_worse_only_if_it_is_read_less_well_than_it_is_hard():

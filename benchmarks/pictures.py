@@ -27,6 +27,8 @@ NAMES = {
     "head, calibrated": "head's term, calibrated",
     "numbers_head, posterior_mean": "RAFT, CRPS and head's term, posterior mean",
     "numbers_head, calibrated": "RAFT, CRPS and head's term, calibrated",
+    "numbers_request_head, posterior_mean": "the same, scores from the request only, posterior mean",
+    "numbers_request_head, calibrated": "the same, scores from the request only, calibrated",
 }
 BASELINES = (MEAN, NGRAMS, EMBEDDING)
 
@@ -37,7 +39,7 @@ CURVE = {
     NGRAMS: "n-gram ridge",
     EMBEDDING: "e5 embedding ridge",
     MEAN: MEAN,
-    "head, calibrated": "ppe_lora, served",
+    "head, calibrated": "head's term, calibrated",
 }
 
 

@@ -27,8 +27,8 @@ NAMES = {
     "head, calibrated": "head's term, calibrated",
     "numbers_head, posterior_mean": "RAFT, CRPS and head's term, posterior mean",
     "numbers_head, calibrated": "RAFT, CRPS and head's term, calibrated",
-    "numbers_request_head, posterior_mean": "the same, scores from the request only, posterior mean",
-    "numbers_request_head, calibrated": "the same, scores from the request only, calibrated",
+    "numbers_request_head, posterior_mean": "all three, scores from the request only, posterior mean",
+    "numbers_request_head, calibrated": "all three, scores from the request only, calibrated",
 }
 BASELINES = (MEAN, NGRAMS, EMBEDDING)
 

@@ -30,6 +30,7 @@ from ppe_lora.student.test_rows import evaluate_test_rows
 
 TEXT_ONLY = [
     *(f"train.objective.{term}=0.0" for term in ("raft", "crps", "head")),
+    "train.objective.slots=answers",
     "evaluate.read_out=greedy",
     "evaluate.head=false",
 ]

@@ -116,8 +116,6 @@ def read_calibration(path: Path, task: ScoresTask, *, with_head: bool = True) ->
     """
     try:
         stored = read_json(path)
-        if not isinstance(stored, dict) or not isinstance(stored.get("keys"), list):
-            raise ValueError("no keys")
         if not with_head:
             stored = stored.get(WITHOUT_HEAD, stored)
         found = Calibration(
@@ -128,10 +126,10 @@ def read_calibration(path: Path, task: ScoresTask, *, with_head: bool = True) ->
             stored["rows"],
             stored["cv_mse_norm"],
         )
-        keys = stored["keys"]
+        keys = list(stored["keys"])
         if stored["coverage"] != COVERAGE:
             raise ValueError(f"intervals of {stored['coverage']}, not of {COVERAGE}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: expected a calibration; got {error!r}; run `ppe-lora evaluate RECIPE`") from error
     if (
         keys != list(task.keys)

@@ -27,7 +27,7 @@ def corrected(
         low_NK, high_NK = calibration.interval(center_NK, by_key(predictions, "posterior_sd", task), task)
         shown["calibrated"] = [[task.round(value) for value in row] for row in center_NK.tolist()]
         ends = {"low": low_NK, "high": high_NK}
-        shown |= {name: (np.round(end_NK, task.fine_decimals) + 0.0).tolist() for name, end_NK in ends.items()}
+        shown |= {name: [[task.fine(end) for end in row] for row in end_NK.tolist()] for name, end_NK in ends.items()}
         coverage["coverage_calibrated@80"] = float(((low_NK <= target_NK) & (target_NK <= high_NK)).mean())
     errors = error_metrics(np.array(shown["calibrated"], dtype=float), target_NK, task)
     rows = [

@@ -216,14 +216,14 @@ def fit_here(recipe: Recipe) -> tuple[Fit | None, str]:
     size = model_size(recipe.student)
     if size is None:
         return None, f"{recipe.student.model}: unknown size, so no estimate; load it once to see"
+    model = f"{recipe.student.model} ({recipe.student.quantization})"
     on_gpu = torch.cuda.is_available()
+    if not on_gpu and size.parameters >= _NEEDS_GPU:
+        return "no", f"{model} needs a GPU: on this CPU a training takes weeks"
     bfloat16 = bfloat16_supported(torch.device("cuda" if on_gpu else "cpu"))
     have = torch.cuda.get_device_properties(0).total_memory if on_gpu else psutil.virtual_memory().available
     rows = fitting_rows(recipe, size, have, on_gpu=on_gpu, bfloat16=bfloat16)
     need = need_bytes(recipe, size, rows=rows, on_gpu=on_gpu, bfloat16=bfloat16)
-    model = f"{recipe.student.model} ({recipe.student.quantization})"
-    if not on_gpu and size.parameters >= _NEEDS_GPU:
-        return "no", f"{model} needs a GPU: on this CPU a training takes weeks"
     return (
         fit(need.total, have),
         f"{model} needs about {need.total / GB:.1f} of {have / GB:.1f} GB "

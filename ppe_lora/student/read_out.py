@@ -87,5 +87,5 @@ _SHARES = ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)
 
 
 def plain(values_K: Matrix | torch.Tensor, task: ScoresTask) -> list[float]:
-    """Numbers that are no answers, as they are stored and told: `task.fine_decimals`, and never -0.0."""
-    return [round(float(value), task.fine_decimals) + 0.0 for value in values_K]
+    """Numbers that are no answers, as they are stored and told."""
+    return [task.fine(float(value)) for value in values_K]

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +59,16 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     if state.is_main_process:
         note_test_rows(run_dir, test_path, len(rows))
     model, tokenizer, split, trie = make_ready(recipe, rows, run_dir / "best")
-    if trie is None and recipe.evaluate.read_out != "greedy":
-        raise ModelError(
-            f"evaluate.read_out: expected greedy for {recipe.student.model}, which does not compute packs of these "
-            f"rows exactly, so that there are no distributions; got {recipe.evaluate.read_out}"
-        )
+    if trie is None:
+        _check_greedy(recipe)
     train_rows = read_rows(split_path(data_dir, "train"), recipe.task)
     train_NK = targets_matrix(train_rows, recipe.task)
     if state.is_main_process:
         (folder / "manifest.json").unlink(missing_ok=True)  # what follows replaces the correction that it stands for
-    if trie is not None and state.is_main_process:
-        train, valid = (
-            encode_split(some, recipe.task, tokenizer, recipe.student.max_tokens)
-            for some in (train_rows, read_rows(split_path(data_dir, "valid"), recipe.task))
-        )
-        fit_correction(model, recipe, run_dir, train, valid)
+        if trie is not None:
+            splits = (train_rows, read_rows(split_path(data_dir, "valid"), recipe.task))
+            encode = partial(encode_split, task=recipe.task, tokenizer=tokenizer, max_tokens=recipe.student.max_tokens)
+            fit_correction(model, recipe, run_dir, *map(encode, splits))
     state.wait_for_everyone()
     result = evaluate_student(
         model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie, head=Head.load(run_dir)
@@ -93,6 +89,14 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
             f"train mean {result.metrics['train_mean_mse_norm']:.4f}"
         )
     state.wait_for_everyone()
+
+
+def _check_greedy(recipe: Recipe) -> None:
+    if recipe.evaluate.read_out != "greedy":
+        raise ModelError(
+            f"evaluate.read_out: expected greedy for {recipe.student.model}, which does not compute packs of these "
+            f"rows exactly, so that there are no distributions; got {recipe.evaluate.read_out}"
+        )
 
 
 def _write_test(

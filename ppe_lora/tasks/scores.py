@@ -117,16 +117,6 @@ class ScoresTask(Section):
         """Width of the range in task units: the distance that is 1.0 on the unit scale."""
         return self.high - self.low
 
-    @property
-    def fine_decimals(self) -> int:
-        """Decimals of what is no answer yet, such as a mean or an end of an interval: a ten-thousandth of the range.
-
-        Example:
-            >>> ScoresTask(keys=("a",)).fine_decimals, ScoresTask(keys=("a",), low=1, high=5).fine_decimals
-            (2, 4)
-        """
-        return max(2, 5 - len(str(self.span)))
-
     def instruction_text(self, language: Language) -> str:
         """The instruction in `language`, or in the recipe's first language where that one has none."""
         template = self.instruction.get(language) or next(iter(self.instruction.values()))
@@ -200,6 +190,16 @@ class ScoresTask(Section):
         """`value` clipped to the range and rounded to the task's decimals, halves to even like Python's `round`."""
         rounded = round(min(max(value, self.low), self.high), self.decimals) + 0.0  # never -0.0
         return int(rounded) if self.decimals == 0 else rounded
+
+    def fine(self, value: float) -> float:
+        """What is no answer yet, such as a mean or an end of an interval, rounded to a ten-thousandth of the range or
+        two decimals, whichever is finer.
+
+        Example:
+            >>> ScoresTask(keys=("a",)).fine(41.23456), ScoresTask(keys=("a",), low=1, high=5).fine(1.23456)
+            (41.23, 1.2346)
+        """
+        return round(value, max(2, 5 - len(str(self.span)))) + 0.0  # never -0.0
 
     def parse(self, text: str) -> Answer | Rejected:
         """Read a decoded text as an answer, or say why it is none. Nothing is clipped or repaired.

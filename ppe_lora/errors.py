@@ -1,8 +1,16 @@
 """Errors a user can mend. They print without a traceback and exit with status 2; any other exception is a bug."""
 
+from ppe_lora.redaction import mask
+
 
 class PpeError(Exception):
-    """Base of all errors whose message says where, what was expected, what was found, and what to do."""
+    """Base of all errors whose message says where, what was expected, what was found, and what to do.
+
+    Secrets in the message are masked: servers echo keys, and addresses of proxies hold passwords.
+    """
+
+    def __init__(self, *message: object) -> None:
+        super().__init__(*(mask(part) if isinstance(part, str) else part for part in message))
 
 
 class RecipeError(PpeError):

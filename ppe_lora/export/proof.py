@@ -11,6 +11,7 @@ from ppe_lora.errors import RunError
 from ppe_lora.export.parity import asked
 from ppe_lora.export.served import prove_node, prove_served
 from ppe_lora.recipe import Recipe
+from ppe_lora.redaction import address_problem
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
 
@@ -46,8 +47,8 @@ def prove_export(recipe: Recipe, run_dir: Path, export: str, url: str | None, mo
     requests = asked(folder)
     if url is None:
         return _verdict(prove_node(folder, task))
-    if not url.startswith(("http://", "https://")):
-        raise RunError(f"--url: expected an address such as http://127.0.0.1:8000; got {url}")
+    if problem := address_problem(url):
+        raise RunError(f"--url: {problem}")
     name, engine = _ENGINES[export]
     served = model or (recipe.name if export != "gguf" else f"{recipe.name}-{recipe.export.gguf_types[0]}")
     tokenizer = load_tokenizer(run_dir / "merged")

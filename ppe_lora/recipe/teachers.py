@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, Tag, field_validator, model_validator
 
+from ppe_lora.redaction import address_problem, variable_problem
 from ppe_lora.section import Conflict, Count, Section, Weight, by_kind
 
 PerMinute = Annotated[float, Field(gt=0)]
@@ -96,8 +97,8 @@ class Server(Section):
     @field_validator("url")
     @classmethod
     def _is_address(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"expected an address such as http://localhost:8000/v1; got {url!r}")
+        if problem := address_problem(url):
+            raise ValueError(problem)
         return url
 
 
@@ -109,6 +110,13 @@ class OpenAICompatibleTeacher(_LlmTeacher):
     """When one dies, the others take over its requests."""
     api_key_env: str | None = None
     """Environment variable that holds the API key; null for servers that want none."""
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _names_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and (problem := variable_problem(name)):
+            raise ValueError(problem)
+        return name
 
     @field_validator("endpoints")
     @classmethod

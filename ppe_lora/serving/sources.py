@@ -18,6 +18,7 @@ from ppe_lora.errors import ServeError
 from ppe_lora.evaluation.runs import find_run, no_run
 from ppe_lora.export.contract import FILE_NAME, Contract, contract_of, read_contract, uncorrected
 from ppe_lora.recipe.load import load_recipe
+from ppe_lora.redaction import address_problem
 from ppe_lora.serving.backend import Backend
 from ppe_lora.serving.settings import Settings
 
@@ -38,7 +39,7 @@ def parse_source(text: str) -> Source:
     """Read `[NAME=]PLACE[@URL[#ENGINE_MODEL]]`.
 
     Raises:
-        ServeError: Nothing stands where a place is expected.
+        ServeError: Nothing stands where a place is expected, or the address is none or holds a password.
     """
     front, at, url = text.partition("@http")
     name, equals, place = front.rpartition("=")
@@ -47,6 +48,8 @@ def parse_source(text: str) -> Source:
             f"{text!r}: expected [NAME=]FOLDER or [NAME=]FOLDER@URL; got no {'name' if place else 'folder'}"
         )
     address, _, engine_model = f"http{url}".partition("#")
+    if at and (problem := address_problem(address)):
+        raise ServeError(f"{front}@URL: {problem}")
     return Source(name or None, place, address if at else None, engine_model or None)
 
 

@@ -296,7 +296,7 @@ def test_an_export_that_is_not_there_cannot_be_proven(recipe: Recipe, tmp_path: 
     write_json(tmp_path / "merged" / "parity.json", {"requests": []})
     with pytest.raises(RunError) as refused:
         prove_export(recipe, tmp_path, "merged", "nonsense", None)
-    assert str(refused.value) == "--url: expected an address such as http://127.0.0.1:8000; got nonsense"
+    assert str(refused.value) == "--url: expected an address such as http://localhost:8000/v1; got 'nonsense'"
 
 
 def test_unknown_engine_in_a_recipe_is_an_error_of_its_line(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ CONTRACT = Contract(name="mine", task=TASK, slots="request", read_out="posterior
         ("checkpoints/demo", Source(None, "checkpoints/demo", None, None)),
         ("base=smollm2-135m", Source("base", "smollm2-135m", None, None)),
         ("checkpoints/demo@http://h:1/v1", Source(None, "checkpoints/demo", "http://h:1/v1", None)),
-        ("fast=d@https://h/v1?key=1#m", Source("fast", "d", "https://h/v1?key=1", "m")),
+        ("fast=d@https://h/a=b:c/v1#m", Source("fast", "d", "https://h/a=b:c/v1", "m")),
     ],
 )
 def test_sources(text, expected):

@@ -59,11 +59,14 @@ docs-sweep: $(READY) ## The example in docs/rank_sweep_small: five ranks on a CP
 	$(BIN)/ppe-lora sweep recipes/rank_sweep_small --out docs/rank_sweep_small
 	cp checkpoints/small_r16/report.html checkpoints/small_r16/summary.md docs/rank_sweep_small/
 
+# One process a core, one thread a process: two threads on a small tensor mostly wait for each other.
+PYTEST_ALL_CORES := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
+
 test: $(READY) ## Every test that takes seconds
-	$(BIN)/python -m pytest -m "not slow and not engines"
+	$(PYTEST_ALL_CORES) -m "not slow and not engines"
 
 test-slow: $(READY) ## The tests that take minutes: kills, resumes, several processes
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST_ALL_CORES) -m slow
 
 # An environment of its own: vLLM wants an older transformers than the trainer.
 $(VLLM_READY): tests/engines/vllm-requirements.txt

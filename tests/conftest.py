@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import ppe_lora  # noqa: F401  # before torch, which reads how its threads are to wait
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 

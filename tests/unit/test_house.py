@@ -116,3 +116,18 @@ def test_accelerate_configs_have_known_keys_only(path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("own", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+def test_threads_sleep_while_they_wait(own: dict[str, str], policy: str) -> None:
+    """Spinning threads slow two processes on the same cores down to a fraction; OpenMP says what it has understood."""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import ppe_lora.student.machine"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**env, "OMP_DISPLAY_ENV": "true", **own},
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr)) == {policy}

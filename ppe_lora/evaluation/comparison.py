@@ -8,7 +8,7 @@ from ppe_lora.evaluation.paired import (
     Difference,
     Tally,
     adjusted,
-    compare_scores,
+    compare_tables,
     differences,
     length_thirds,
     row_scores,
@@ -125,6 +125,7 @@ def compare(first: Stored, second: Stored) -> Comparison:
     served: ReadOuts = (first.read_out, second.read_out)
     both: list[ReadOuts] = [(one, one) for one in first.read_outs if one in second.read_outs]
     scores = {pair: _scores(first, second, ids, pair) for pair in dict.fromkeys([served, *both])}
+    *tables, formats = compare_tables([*scores.values(), (first.formats(ids), second.formats(ids))])
     error_N, other_N = (side["mse_norm"] for side in scores[served])
     rejected = [sum(bool(side.predictions[row]["rejected"]) for row in ids) for side in (first, second)]
     found = [_change(first, second, *one) for one in zip(ids, error_N, other_N, strict=True)]
@@ -134,8 +135,8 @@ def compare(first: Stored, second: Stored) -> Comparison:
         left_out=len(first.predictions.keys() ^ second.predictions.keys()),
         rejected=(rejected[0], rejected[1]),
         served=served,
-        metrics={pair: compare_scores(*sides) for pair, sides in scores.items()},
-        formats=compare_scores(first.formats(ids), second.formats(ids)),
+        metrics=dict(zip(scores, tables, strict=True)),
+        formats=formats,
         tally=tally(error_N, other_N),
         latency_ms={
             name: (first.metrics[name], second.metrics[name])
@@ -148,9 +149,14 @@ def compare(first: Stored, second: Stored) -> Comparison:
     )
 
 
-def _scores(first: Stored, second: Stored, ids: Sequence[str], read_outs: ReadOuts) -> list[dict[str, Column]]:
-    sides = zip((first, second), read_outs, strict=True)
-    return [row_scores(side.answers(ids, name), side.targets(ids), side.recipe.task) for side, name in sides]
+def _scores(
+    first: Stored, second: Stored, ids: Sequence[str], read_outs: ReadOuts
+) -> tuple[dict[str, Column], dict[str, Column]]:
+    one, other = (
+        row_scores(side.answers(ids, name), side.targets(ids), side.recipe.task)
+        for side, name in zip((first, second), read_outs, strict=True)
+    )
+    return one, other
 
 
 def _change(first: Stored, second: Stored, row: str, error: float, other: float) -> RowChange:

@@ -5,17 +5,32 @@ ids and gives no chosen log-probabilities; it gets its prompt from a TEMPLATE (s
 that it answers.
 """
 
-import json
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import httpx2
+from pydantic import BaseModel, ValidationError
 
+from ppe_lora import network
 from ppe_lora.errors import EngineError
 
+Answer = TypeVar("Answer", bound=BaseModel)
 _SHOWN = 300
+
+
+class Listed(BaseModel):
+    """A model in a server's list."""
+
+    id: str
+    owned_by: str | None = None
+    """Which kind of server it is: `vllm`, `llamacpp`, `library` (Ollama)."""
+
+
+class _Models(BaseModel):
+    data: list[Listed]
 
 
 class Asked(NamedTuple):
@@ -36,11 +51,15 @@ class Engine(ABC):
         Args:
             url: Where the server is, without a path: `http://127.0.0.1:8000`.
             model: The name that it serves the model by.
-            timeout_s: Longest wait for one response.
+            timeout_s: Longest wait for one response, whatever drips in.
+
+        Raises:
+            NetworkError: No client can be made for the address.
         """
         self.url = url.rstrip("/")
         self.model = model
-        self._http = httpx2.AsyncClient(timeout=httpx2.Timeout(timeout_s, connect=10.0))
+        self._timeout_s = timeout_s
+        self._http = network.client(self.url, timeout_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -56,9 +75,17 @@ class Engine(ABC):
 
     async def check(self) -> None:
         """Raise EngineError unless the server answers and serves the model."""
-        served = [model["id"] for model in (await self._get("/v1/models"))["data"]]
+        served = [one.id for one in await self.models()]
         if self.model not in served:
-            raise self._odd("/v1/models", f"the model {self.model}", f"it serves {', '.join(served)}")
+            raise self._odd("/v1/models", f"the model {self.model}", f"it serves {', '.join(served) or 'none'}")
+
+    async def models(self) -> list[Listed]:
+        """What it serves.
+
+        Raises:
+            EngineError: It cannot be reached, or gives no list of models.
+        """
+        return (await self._get("/v1/models", _Models)).data
 
     @abstractmethod
     async def guided_text(self, prompt_ids: Sequence[int], gbnf: str, max_tokens: int) -> str:
@@ -76,26 +103,41 @@ class Engine(ABC):
             EngineError: The engine cannot be reached, refuses, or leaves a token out.
         """
 
-    async def _get(self, path: str) -> Any:
-        return await self._send("GET", path, None)
+    async def _get(self, path: str, expected: type[Answer]) -> Answer:
+        return await self._send("GET", path, None, expected)
 
-    async def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return await self._send("POST", path, body)
+    async def _post(self, path: str, body: dict[str, Any], expected: type[Answer]) -> Answer:
+        return await self._send("POST", path, body, expected)
 
-    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None, expected: type[Answer]) -> Answer:
+        """One request, and its answer as far as `expected` reads it."""
         where = f"{self.url}{path}"
         try:
-            response = await self._http.request(method, where, json=body)
-        except (httpx2.HTTPError, OSError) as error:
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._http.request(method, where, json=body)
+        except TimeoutError as error:
+            raise EngineError(f"{where}: expected an answer within {self._timeout_s:g} s; got none") from error
+        except network.BROKEN as error:
             raise EngineError(
                 f"{where}: expected an answer; got {type(error).__name__} ({error}); is the server up?"
             ) from error
         if response.status_code != 200:
-            raise EngineError(f"{where}: expected an answer; got HTTP {response.status_code}: {response.text[:_SHOWN]}")
+            moved = network.redirected(response.status_code, response.headers.get("location"))
+            got = moved or f"HTTP {response.status_code}: {_shown(response)}"
+            raise EngineError(f"{where}: expected an answer; got {got}")
         try:
-            return response.json()
-        except json.JSONDecodeError as error:
-            raise EngineError(f"{where}: expected JSON; got {response.text[:_SHOWN]!r}") from error
+            return expected.model_validate_json(response.content)
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            at = ".".join(map(str, problem["loc"])) or "the body"
+            raise EngineError(
+                f"{where}: expected an answer as this engine gives it; got a fault in {at} ({problem['msg']}): "
+                f"{_shown(response)}; is it the engine that it is taken for, in a version that is known to work?"
+            ) from error
 
     def _odd(self, path: str, expected: str, got: object) -> EngineError:
         return EngineError(f"{self.url}{path}: expected {expected}; got {str(got)[:_SHOWN]}")
+
+
+def _shown(response: httpx2.Response) -> str:
+    return " ".join(response.content[: 4 * _SHOWN].decode("utf-8", errors="replace").split())[:_SHOWN] or "nothing"

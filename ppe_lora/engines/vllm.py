@@ -2,11 +2,38 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from ppe_lora.engines.client import Asked, Engine
 from ppe_lora.errors import EngineError
 
 _PATH = "/v1/completions"
+
+LogProb = Annotated[float, Field(le=0.01, allow_inf_nan=False)]
+"""A little above 0 by rounding; vLLM writes -9999 for minus infinity."""
+
+
+class _Written(BaseModel):
+    text: str
+
+
+class _Texts(BaseModel):
+    choices: list[_Written] = Field(min_length=1)
+
+
+class _LogProbs(BaseModel):
+    top_logprobs: list[dict[str, LogProb]] = Field(min_length=1)
+
+
+class _Place(BaseModel):
+    index: int
+    logprobs: _LogProbs
+
+
+class _Places(BaseModel):
+    choices: list[_Place]
 
 
 class Vllm(Engine):
@@ -24,8 +51,9 @@ class Vllm(Engine):
                 "temperature": 0.0,
                 "structured_outputs": {"grammar": gbnf},
             },
+            _Texts,
         )
-        return str(found["choices"][0]["text"])
+        return found.choices[0].text
 
     async def log_probs(self, asked: Sequence[Asked]) -> list[list[float]]:
         # One request per set of legal tokens: a request has one list of tokens, and any number of prompts.
@@ -54,11 +82,12 @@ class Vllm(Engine):
                 "logprob_token_ids": list(legal),
                 "return_tokens_as_token_ids": True,
             },
+            _Places,
         )
-        choices = sorted(found["choices"], key=lambda choice: int(choice["index"]))
-        if len(choices) != len(prompts):
-            raise self._odd(_PATH, f"{len(prompts)} choices", len(choices))
-        return [self._legal(choice["logprobs"]["top_logprobs"][0], legal) for choice in choices]
+        by_index = {choice.index: choice.logprobs.top_logprobs[0] for choice in found.choices}
+        if len(found.choices) != len(prompts) or set(by_index) != set(range(len(prompts))):
+            raise self._odd(_PATH, f"{len(prompts)} choices, one a prompt", [choice.index for choice in found.choices])
+        return [self._legal(by_index[index], legal) for index in range(len(prompts))]
 
     def _legal(self, top: dict[str, float], legal: Sequence[int]) -> list[float]:
         try:

@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import httpx2
-
 from ppe_lora.engines.client import Engine
 from ppe_lora.engines.llama_cpp import LlamaCpp
 from ppe_lora.engines.read_out import decode
@@ -39,17 +37,18 @@ def find_engine(url: str, model: str) -> Found | None:
     """
     if not url.rstrip("/").endswith("/v1"):  # behind something that moves paths: only chat is known to be there
         return None
-    listed = httpx2.get(f"{url.rstrip('/')}/models", timeout=_CHECK_S).json()["data"]
-    kind = next((_BY_OWNER.get(str(one.get("owned_by"))) for one in listed if one["id"] == model), None)
+    return asyncio.run(_find(_root(url), model))
+
+
+async def _find(root: str, model: str) -> Found | None:
+    async with Vllm(root, model, _CHECK_S) as any_engine:
+        owners = [one.owned_by for one in await any_engine.models() if one.id == model]
+    kind = _BY_OWNER.get(owners[0] or "") if owners else None
     if kind is None:
         return None
-
-    async def concurrent() -> int:
-        async with kind(_root(url), model, _CHECK_S) as engine:
-            await engine.check()
-            return engine.concurrent
-
-    return Found(kind, asyncio.run(concurrent()))
+    async with kind(root, model, _CHECK_S) as engine:
+        await engine.check()
+        return Found(kind, engine.concurrent)
 
 
 def _root(url: str) -> str:

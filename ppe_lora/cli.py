@@ -4,15 +4,30 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ppe_lora import __version__
+from ppe_lora.boundary import in_words, run_to_status
 from ppe_lora.console import console
-from ppe_lora.errors import Interrupted, PpeError
+
+
+class _Commands(TyperGroup):
+    """Commands inside the boundary: typer itself would end without a word on Ctrl-C or a cut file."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        with in_words():
+            returned = super().invoke(ctx)
+            if console.lost is not None:
+                raise console.lost
+            return returned
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -381,11 +396,4 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
     # An optional 4-bit kernel for CPUs, which has no gradient anyway.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        app()
-    except Interrupted as error:
-        console.print(str(error), markup=False)
-        sys.exit(130)
-    except PpeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_to_status(app))

@@ -7,6 +7,8 @@ torch is imported inside the commands that need it.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from ppe_lora.console import console, duration, progress
 from ppe_lora.pipeline import data_dir, run_dir
 from ppe_lora.recipe import Recipe
@@ -144,7 +146,7 @@ def show_row(recipe: Recipe, split: str, number: int) -> None:
     row = rows[number - 1]
     table = Table("id", "token", "supervised", title=f"{split} row {number} ({row.id})")
     for piece, token, supervised in tokens_of(row, recipe.task, load_tokenizer(resolve_tokenizer(recipe.student))):
-        table.add_row(str(token), repr(piece)[1:-1], "[green]yes[/green]" if supervised else "")
+        table.add_row(str(token), repr(piece)[1:-1], Text("yes", "green") if supervised else "")
     console.print(table)
 
 
@@ -214,7 +216,7 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
     )
     for name, value in error.items():
         table.add_row(NAMES[name].en, f"{value:.5f}", f"{value / error['train_mean']:.3f}")
-    install = ".venv/bin/pip install -c constraints.txt -e '.\\[embeddings]'"
+    install = ".venv/bin/pip install -c constraints.txt -e '.[embeddings]'"
     missing = {"embeddings": install, "untuned": "--models", "plain_sft": "--models"}
     for name, remedy in missing.items():
         if name not in error:
@@ -240,7 +242,7 @@ def _other_models(recipe: Recipe) -> "dict[str, Stored]":
     }
 
 
-_FIT = {"yes": "[green]yes[/green]", "tight": "[yellow]tight[/yellow]", "no": "[red]no[/red]"}
+_FIT_COLOURS = {"yes": "green", "tight": "yellow", "no": "red"}
 
 
 def estimate(recipe: Recipe, rows: int | None) -> None:
@@ -270,7 +272,7 @@ def estimate(recipe: Recipe, rows: int | None) -> None:
         table.add_row(
             card.name,
             f"{told.need.total / GB:.1f} of {card.memory / GB:.0f} GB",
-            _FIT[told.fits],
+            _coloured(told.fits),
             f"{told.rows_per_s:,.{2 if told.rows_per_s < 10 else 0}f}",
             duration(told.training_s),
             duration(told.evaluation_s),
@@ -282,9 +284,12 @@ def estimate(recipe: Recipe, rows: int | None) -> None:
     )
 
 
+def _coloured(fit: str) -> Text:
+    return Text(fit, _FIT_COLOURS[fit])
+
+
 def doctor(recipes: Path) -> None:
     """Print what this machine can do, and which recipes of a folder fit it; a broken one does not hide the others."""
-    from rich.markup import escape
     from rich.table import Table
 
     from ppe_lora.errors import RecipeError
@@ -305,9 +310,9 @@ def doctor(recipes: Path) -> None:
         try:
             fit, why = fit_here(load_recipe(path))
         except RecipeError as error:
-            shipped.add_row(str(path), "-", escape(str(error)))
+            shipped.add_row(str(path), "-", str(error))
         else:
-            shipped.add_row(str(path), "-" if fit is None else _FIT[fit], escape(why))
+            shipped.add_row(str(path), "-" if fit is None else _coloured(fit), why)
     console.print(shipped)
 
 

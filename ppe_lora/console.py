@@ -1,14 +1,45 @@
-"""What a person sees while work runs: one console, and progress that also makes sense in a log file."""
+"""What a person sees while work runs: one console, and progress that also makes sense in a log file.
 
+Texts are printed as they are: what stands in brackets or between colons in a path, a request or an error is no markup.
+Colour is a `rich.text.Text`.
+"""
+
+import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """Work does not end because nobody reads what it prints any more: a closed terminal, a full disk with its log."""
+
+    lost: OSError | None = None
+    """Why printing has stopped, unless only the reader has gone."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            error.filename = "standard output"
+            self.lost = error
+            self._fall_silent()
+
+    def on_broken_pipe(self) -> None:
+        self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        self.quiet = True
+        with suppress(OSError, ValueError):  # else the interpreter would fail at its end, flushing what is left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 _LOG_EVERY_S = 30.0
 
@@ -31,13 +62,13 @@ def progress(title: str, total: int, *, done: int = 0, visible: bool = True) -> 
     """
     if visible and console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(title, total=total, completed=done, note="")
@@ -61,6 +92,11 @@ def progress(title: str, total: int, *, done: int = 0, visible: bool = True) -> 
             console.print(f"{title}: {finished}/{total}, {left_s / 60:.1f} min left {note}".rstrip())
 
     yield log
+
+
+def warn(text: str) -> None:
+    """Print a warning; the work goes on."""
+    console.print(Text.assemble(("warning:", "yellow"), " ", text))
 
 
 def duration(seconds: float) -> str:

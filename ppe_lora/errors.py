@@ -49,5 +49,9 @@ class EngineError(PpeError):
     """A serving engine or its tools are missing, cannot be reached, or do not answer as asked."""
 
 
+class WorldError(PpeError):
+    """The disk, the memory, a file, the network or a terminal failed (see `ppe_lora.boundary`)."""
+
+
 class Interrupted(PpeError):
     """Work stopped on a signal; what was done is saved, and the message says how to go on."""

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ppe_lora.artifacts import read_json
-from ppe_lora.console import Advance, console
+from ppe_lora.console import Advance, console, warn
 from ppe_lora.errors import RunError, SelectionError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.selection import metric_of, select_epoch
@@ -201,7 +201,7 @@ class EpochEvaluation(TrainerCallback):
             f"json {metrics['json_valid_rate']:.3f}  schema {metrics['schema_valid_rate']:.3f}{mark}"
         )
         for warning in [*result.warnings, *_divergence(history, epoch)]:
-            console.print(f"[yellow]warning:[/yellow] epoch {epoch}: {warning}")
+            warn(f"epoch {epoch}: {warning}")
 
 
 def epoch_metrics(run_dir: Path) -> dict[int, dict[str, float]]:

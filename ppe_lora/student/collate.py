@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from ppe_lora.console import console
+from ppe_lora.console import warn
 from ppe_lora.student.encode import EncodedRow
 from ppe_lora.student.layout import IGNORED, Run, lay_out, next_labels
 from ppe_lora.student.load import StudentModel
@@ -234,8 +234,8 @@ def packs_exactly(model: StudentModel, rows: Sequence[EncodedRow], pad_id: int) 
     exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())
     equal = abs(losses[0] - losses[1]) <= (1e-4 if exact else 2e-2) * abs(losses[1])
     if not equal and processes().is_main_process:
-        console.print(
-            "[yellow]warning:[/yellow] this model does not compute a pack of rows as it does the rows alone; "
+        warn(
+            "this model does not compute a pack of rows as it does the rows alone; "
             "using padded batches instead, which is slower, and only the greedy read-out"
         )
     return equal

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
-from ppe_lora.errors import RunError
+from ppe_lora.boundary import in_words
 from ppe_lora.recipe.schema import Recipe, Train
 from ppe_lora.student.checkpoints import STAGING, commit_checkpoint
 from ppe_lora.student.head import TeachingHeads
@@ -82,21 +81,22 @@ class PpeTrainer(SFTTrainer):
         return str(self.state_dir / STAGING)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        try:
+        doing = f"{self.state_dir}: the checkpoint of step {self.state.global_step} could not be written"
+        staged = self.state_dir / STAGING
+        with in_words(doing, "Continue with `ppe-lora train --resume`: earlier checkpoints are untouched"):
             if self.accelerator.is_main_process:
-                shutil.rmtree(self.state_dir / STAGING, ignore_errors=True)
+                shutil.rmtree(staged, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-            # SFTTrainer's own version only adds a model card to each checkpoint.
-            Trainer._save_checkpoint(self, model, trial)
+            try:
+                # SFTTrainer's own version only adds a model card to each checkpoint.
+                Trainer._save_checkpoint(self, model, trial)
+            except BaseException:
+                shutil.rmtree(staged, ignore_errors=True)  # half a checkpoint would only fill the disk further
+                raise
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 commit_checkpoint(self.state_dir, self.state.global_step, self.settings.keep_checkpoints)
             self.accelerator.wait_for_everyone()
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise RunError(
-                f"{self.state_dir}: the checkpoint of step {self.state.global_step} could not be written: {error}. "
-                "Earlier checkpoints are untouched: free some space, then continue with `ppe-lora train --resume`."
-            ) from error
 
 
 def sft_config(recipe: Recipe, run_dir: Path, processes: int, rows_per_micro_step: int) -> SFTConfig:

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
 
 from ppe_lora.artifacts import is_current, read_json, write_json, write_manifest, write_text
-from ppe_lora.console import console, progress
+from ppe_lora.console import console, progress, warn
 from ppe_lora.corpus.rows import dataset_version, read_rows, split_path, targets_matrix
 from ppe_lora.errors import DataError, Interrupted, ModelError, RunError
 from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix
@@ -76,7 +76,7 @@ def train(
         on_start: Called once the run folder is there, also for a run that is already complete.
 
     Raises:
-        RunError: The folder holds another run, or cannot be written.
+        RunError: The folder holds another run.
         Interrupted: A signal came; the state is saved and `resume` continues.
         SelectionError: No epoch passes the format gate.
     """
@@ -112,7 +112,7 @@ def train(
         shutil.rmtree(run_dir / "state", ignore_errors=True)
         console.print(f"{run_dir}: epoch {best} selected, its adapter is in {run_dir / 'best'}")
         if warning := held_back(*judged):
-            console.print(f"[yellow]warning:[/yellow] {warning}")
+            warn(warning)
     state.wait_for_everyone()
 
 
@@ -136,11 +136,8 @@ def _prepare_folder(recipe: Recipe, inputs: dict[str, Any], run_dir: Path, *, re
             raise RunError(f"{run_dir}: its data set has changed since. Start over with --fresh, or use another name.")
         elif not resume:
             raise RunError(f"{run_dir}: holds an unfinished run. Continue with --resume, or start over with --fresh.")
-    try:
-        write_text(config, dump_recipe(recipe))
-        write_json(started_from, inputs)
-    except OSError as error:
-        raise RunError(f"{run_dir}: cannot be written: {error}") from error
+    write_text(config, dump_recipe(recipe))
+    write_json(started_from, inputs)
 
 
 def _has_begun(run_dir: Path) -> bool:
@@ -254,7 +251,7 @@ def _checkpoint(run_dir: Path) -> Path | None:
     checkpoint, skipped = newest_checkpoint(run_dir / "state")
     if state.is_main_process:
         for word in skipped:
-            console.print(f"[yellow]warning:[/yellow] {word}")
+            warn(word)
         cut_history(run_dir, step_of(checkpoint) if checkpoint else 0)
         if checkpoint:
             console.print(f"resuming after step {step_of(checkpoint)}")
@@ -320,8 +317,8 @@ def _encode(name: str, rows: list[Any], recipe: Recipe, tokenizer: StudentTokeni
     if not split.rows:
         raise DataError(f"{name}: every row is longer than student.max_tokens = {recipe.student.max_tokens}")
     if split.too_long and processes().is_main_process:
-        console.print(
-            f"[yellow]warning:[/yellow] {name}: {split.too_long} of {len(rows)} rows are longer than "
+        warn(
+            f"{name}: {split.too_long} of {len(rows)} rows are longer than "
             f"student.max_tokens = {recipe.student.max_tokens} and are left out"
         )
     return split

@@ -10,10 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from rich.markup import escape
-
 from ppe_lora.artifacts import read_json, write_text
-from ppe_lora.console import console
+from ppe_lora.console import warn
 from ppe_lora.errors import RunError
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.track import Track
@@ -98,8 +96,8 @@ class Followers:
                 self._warn(tracker, Place(self.run_dir, tracker).problem.read_text(encoding="utf-8").strip())
 
     def _warn(self, tracker: str, problem: str) -> None:
-        console.print(
-            f"[yellow]warning:[/yellow] {TITLES[tracker]}: {escape(problem)}. Everything is in {self.run_dir}; "
+        warn(
+            f"{TITLES[tracker]}: {problem}. Everything is in {self.run_dir}; "
             f"`ppe-lora track sync {self.run_dir}` sends it later"
         )
 

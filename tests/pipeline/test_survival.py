@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ppe_lora.artifacts import read_json, write_json, write_manifest
-from ppe_lora.errors import ModelError, RunError
+from ppe_lora.errors import ModelError, RunError, WorldError
 from ppe_lora.recipe import load_recipe
 from ppe_lora.student import callbacks
 from ppe_lora.student.callbacks import EpochEvaluation
@@ -153,12 +153,14 @@ def test_a_full_disk_is_a_clear_error_and_keeps_the_run(speaker, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(PpeTrainer, "_save_optimizer_and_scheduler", full)
-        with pytest.raises(RunError) as error:
+        with pytest.raises(WorldError) as error:
             train(recipe, data, run)
     assert str(error.value) == (
-        f"{run}/state: the checkpoint of step 3 could not be written: [Errno 28] No space left on device. Earlier "
-        "checkpoints are untouched: free some space, then continue with `ppe-lora train --resume`."
+        f"{run}/state: the checkpoint of step 3 could not be written: expected room on the disk; got No space left on "
+        "device; free some space, then repeat the command; what was finished is kept. Continue with `ppe-lora train "
+        "--resume`: earlier checkpoints are untouched"
     )
+    assert sorted(path.name for path in (run / "state").glob("*checkpoint*")) == ["checkpoint-1", "checkpoint-2"]
     assert (run / "state" / "checkpoint-2" / "complete.json").is_file()
     train(recipe, data, run, resume=True)
     assert read_json(run / "manifest.json")["selected_epoch"] in (1, 2)

@@ -12,6 +12,7 @@ from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 from ppe_lora.boundary import in_words
+from ppe_lora.errors import RunError
 from ppe_lora.recipe.schema import Recipe, Train
 from ppe_lora.student.checkpoints import STAGING, commit_checkpoint
 from ppe_lora.student.head import TeachingHeads

@@ -1,11 +1,18 @@
-"""Files that say what they were made from: atomic writes, content hashes, manifests written last."""
+"""Files that say what they were made from: atomic and synced writes, content hashes, manifests written last.
 
+A manifest notes the hash of each file it stands for, with its size and times. Whoever reads such a file asks
+`changed_files` or `check_files` first: where size and times are as noted nothing is read, else the content is hashed.
+"""
+
+import glob
 import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +27,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary name beside it, synced, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file whole or not at all: to a temporary name beside it, synced, then renamed; the folder is synced."""
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -31,6 +38,60 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, in such a way that they outlast a power cut."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in reversed(missing):
+        sync(one.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk. Windows cannot sync a folder."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its name at the end; an exception leaves `out` as it was.
+
+    Where two processes could write the same folder, hold a lock (`ppe_lora.locks`): what another one left is removed.
+    """
+    make_folder(out.parent)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        shutil.rmtree(left)  # of a process that was killed
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        commit_folder(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def commit_folder(staged: Path, out: Path) -> None:
+    """Give a finished folder its name. Everything in it is synced first, so that no power cut leaves a folder that only
+    looks whole; an earlier `out` is moved away whole before it is deleted."""
+    for path in (*staged.rglob("*"), staged):
+        if path.is_file() or path.is_dir():
+            sync(path)
+    earlier = out.with_name(f".{out.name}.earlier.tmp")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if out.exists():
+        out.rename(earlier)
+    staged.rename(out)
+    sync(out.parent)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -80,13 +141,14 @@ def hash_adapter(folder: Path) -> str:
     return hash_json([hash_file(folder / name) for name in ("adapter_config.json", "adapter_model.safetensors")])
 
 
-def write_manifest(folder: Path, inputs: Mapping[str, Any], **content: Any) -> None:
+def write_manifest(folder: Path, inputs: Mapping[str, Any], *, files: Iterable[str] = (), **content: Any) -> None:
     """Write `manifest.json`, the last file of an output: that it exists means that the output is whole.
 
     Args:
         folder: The output it describes.
         inputs: Everything that decides the output. Equal inputs need no second making.
-        content: What else a reader wants to know: counts, hashes of files, seconds.
+        files: Names, relative to `folder`, of the files that it stands for; see `note_files`.
+        content: What else a reader wants to know: counts, seconds.
     """
     write_json(
         folder / "manifest.json",
@@ -94,6 +156,7 @@ def write_manifest(folder: Path, inputs: Mapping[str, Any], **content: Any) -> N
             "inputs": inputs,
             "inputs_hash": hash_json(inputs),
             **content,
+            **note_files(folder, files),
             "git_revision": _git_revision(),
             "packages": package_versions(),
         },
@@ -101,9 +164,76 @@ def write_manifest(folder: Path, inputs: Mapping[str, Any], **content: Any) -> N
 
 
 def is_current(folder: Path, inputs: Mapping[str, Any]) -> bool:
-    """Whether `folder` holds a whole output made from exactly these inputs."""
+    """Whether `folder` holds a whole output made from exactly these inputs, and its files are as they were noted."""
+    return is_made_from(folder, inputs) and not changed_files(folder, read_json(folder / "manifest.json"))
+
+
+def is_made_from(folder: Path, inputs: Mapping[str, Any]) -> bool:
+    """Whether the manifest of `folder` names exactly these inputs, whatever has become of the files since."""
     path = folder / "manifest.json"
     return path.is_file() and read_json(path).get("inputs_hash") == hash_json(inputs)
+
+
+def note_files(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """The part of a manifest that says which files it stands for.
+
+    Args:
+        folder: Holds the files.
+        names: Relative to it, with `/`. A name without a file is noted, too: such a file must not appear later.
+
+    Returns:
+        `files`: the hash of each, or None; `stamps`: size in bytes, and times of change in nanoseconds.
+    """
+    there = {name: (folder / name).is_file() for name in names}
+    return {
+        "files": {name: hash_file(folder / name) if found else None for name, found in there.items()},
+        "stamps": {name: _stamp(folder / name) for name, found in there.items() if found},
+    }
+
+
+def changed_files(folder: Path, noted: Mapping[str, Any]) -> list[str]:
+    """What is no longer as a manifest has it, in words: `best/adapter_model.safetensors differs`.
+
+    Args:
+        folder: Of the manifest.
+        noted: The manifest, or another mapping with what `note_files` returns. One of an earlier version, without
+            hashes, finds nothing changed.
+    """
+    files, stamps, found = noted.get("files"), noted.get("stamps", {}), []
+    for name, expected in files.items() if isinstance(files, Mapping) else ():
+        path = folder / name
+        if expected is None:
+            found += [f"{name} was not there"] if path.exists() else []
+        elif not path.is_file():
+            found.append(f"{name} is missing")
+        elif _stamp(path) != stamps.get(name) and hash_file(path) != expected:
+            found.append(f"{name} differs")
+    return found
+
+
+def check_files(folder: Path, remedy: str) -> None:
+    """Refuse an output whose files are not those that its manifest stands for; one without a manifest passes.
+
+    Raises:
+        FileError: Files are missing, or somebody has changed them; all are named, with the remedy.
+    """
+    path = folder / "manifest.json"
+    if path.is_file() and (changed := changed_files(folder, read_json(path))):
+        raise FileError(f"{folder}: expected the files that manifest.json notes; got {', '.join(changed)}; {remedy}")
+
+
+def files_below(folder: Path) -> list[str]:
+    """Names of all files below a folder, relative to it, sorted; manifests and hidden files are left out."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        name.as_posix() for name in names if name.name != "manifest.json" and not any(p[0] == "." for p in name.parts)
+    )
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and times. The second time is the one that nobody can set back, where the system has it."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def package_versions() -> dict[str, str]:

@@ -94,7 +94,7 @@ def data_build(
     elif shard:
         pipeline.ask_teacher(loaded, shard, skip_corrupt=skip_corrupt)
     else:
-        pipeline.build_data(loaded, skip_corrupt=skip_corrupt)
+        pipeline.build_data(loaded, skip_corrupt=skip_corrupt, wait=None)
 
 
 @data_app.command("questions")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from ppe_lora.console import console, duration, progress
-from ppe_lora.pipeline import data_dir, run_dir
+from ppe_lora.locks import holding
+from ppe_lora.pipeline import alone_in, alone_in_data, data_dir, run_dir, say
 from ppe_lora.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def write_questions(recipe: Recipe, out: Path) -> None:
     """Write what is still to be asked as batch files for another engine (see `planning.write_questions`)."""
     from ppe_lora.corpus.planning import write_questions as write
 
-    files = write(recipe, data_dir(recipe), out)
+    with holding(out, "wait for it to end, or name another folder with --out"):
+        files = write(recipe, data_dir(recipe), out)
     if not files:
         console.print(f"{data_dir(recipe)}: every question has a raw answer; build the data set")
     for path, model, count in files:
@@ -86,7 +88,7 @@ def describe_data(recipe: Recipe) -> None:
     from ppe_lora.report.data_page import FILE_NAME, write_data_page
 
     folder = data_dir(recipe)
-    with progress("describing data", 5) as advance:
+    with alone_in_data(folder), progress("describing data", 5) as advance:
         data = read_dataset(folder, recipe.task)
         stats = dataset_stats(data.by_split, recipe.task)
         write_json(folder / "stats.json", stats)
@@ -164,7 +166,8 @@ def convert_data(source: Path, target: Path, to: str, recipe: Recipe | None, ski
     found = next((name for name in FORMATS if name == to), None)
     if found is None:
         raise DataError(f"--to: expected one of {', '.join(FORMATS)}; got {to}")
-    converted = convert(source, target, found, recipe.task if recipe else ScoresTask(), skip_invalid)
+    with holding(target, "wait for it to end, or name another folder"):
+        converted = convert(source, target, found, recipe.task if recipe else ScoresTask(), skip_invalid)
     written = ", ".join(f"{count} {split}" for split, count in converted.rows.items())
     console.print(f"{target}: {written} rows as {found}; every line is in {target}/report.jsonl")
     if converted.skipped:
@@ -197,7 +200,10 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
         recipe = read_run(run_dir(recipe)).recipe  # an unfinished run is named before anything is decoded
     task, test_path = recipe.task, split_path(data_dir(recipe), "test")
     train_rows, test_rows = (read_rows(split_path(data_dir(recipe), split), task) for split in ("train", "test"))
-    others = _other_models(recipe) if models else {}
+    others: dict[str, Stored] = {}
+    if models:
+        with alone_in(run_dir(recipe)):
+            others = _other_models(recipe)
     if others:
         decoded = set(common_ids(list(others.values())))
         test_rows = [row for row in test_rows if row.id in decoded]
@@ -225,8 +231,9 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
     folder, inputs = run_dir(recipe) / "baselines", {"test_rows": hash_file(test_path)}
     kept = {name: answer_NK for name, answer_NK in answers.items() if name in missing}
     if kept and (models or ((run_dir(recipe) / "test").is_dir() and not is_current(folder, inputs))):
-        write_text(folder / "predictions.jsonl", baseline_lines(ids, kept, task))
-        write_manifest(folder, inputs, rows=len(ids))
+        with holding(run_dir(recipe), wait=say):
+            write_text(folder / "predictions.jsonl", baseline_lines(ids, kept, task))
+            write_manifest(folder, inputs, files=["predictions.jsonl"], rows=len(ids))
         console.print(f"{folder}: kept; `ppe-lora report` shows them")
 
 
@@ -325,11 +332,13 @@ def prove(recipe: Recipe, export: str, url: str | None, model: str | None) -> No
     """
     from ppe_lora.export.proof import prove_export
 
-    console.print(prove_export(recipe, run_dir(recipe), export, url, model))
+    with alone_in(run_dir(recipe)):
+        console.print(prove_export(recipe, run_dir(recipe), export, url, model))
 
 
 def push(folder: Path, repository: str, *, private: bool) -> None:
     """Upload an export folder to the Hugging Face Hub (see `ppe_lora.export.hub.push_folder`)."""
     from ppe_lora.export.hub import push_folder
 
-    console.print(f"{folder} is at {push_folder(folder, repository, private=private)}")
+    with holding(folder.parent if (folder.parent / "config.yaml").is_file() else folder):  # no export meanwhile
+        console.print(f"{folder} is at {push_folder(folder, repository, private=private)}")

@@ -52,16 +52,26 @@ def compare_sides(names: tuple[str, str], data_dir_of: Callable[[Recipe], Path])
         RunError: A name means nothing, a run is unfinished, or the two cannot be compared.
         ModelError: An adapter does not fit the run's base model.
     """
-    sides = [_find(name) for name in names]
-    homes = [side.run_dir for side in sides if side.is_run] + [side.run_dir for side in sides if side.run_dir]
-    home = next((one for one in homes if one is not None), None)
-    if home is None:
-        raise RunError(f"{' and '.join(names)}: expected a run, or an adapter of a run, on one side at least; got none")
+    sides, home = [_find(name) for name in names], home_of(names)
     for run_dir in [side.run_dir for side in sides if side.run_dir]:
         read_run(run_dir)  # an unfinished run is named before a model is loaded for the other side
     first, second = (_read(side, home, data_dir_of) for side in sides)
     other = second if sides[0].is_run or sides[0].run_dir == home else first
     return Compared(compare(first, second), first, second, home / "compare" / re.sub(r"[^\w.-]+", "_", other.name))
+
+
+def home_of(names: tuple[str, str]) -> Path:
+    """The run in whose folder a comparison and its evaluations are kept.
+
+    Raises:
+        RunError: A name means nothing, or neither side belongs to a run.
+    """
+    sides = [_find(name) for name in names]
+    homes = [side.run_dir for side in sides if side.is_run] + [side.run_dir for side in sides if side.run_dir]
+    home = next((one for one in homes if one is not None), None)
+    if home is None:
+        raise RunError(f"{' and '.join(names)}: expected a run, or an adapter of a run, on one side at least; got none")
+    return home
 
 
 def _find(name: str) -> _Side:

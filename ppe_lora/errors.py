@@ -41,6 +41,10 @@ class RunError(PpeError):
     """A run folder cannot be written, resumed or read as asked."""
 
 
+class InUse(RunError):
+    """Another process works on what this one would change; the message says which one."""
+
+
 class ServeError(PpeError):
     """A server cannot be started as asked."""
 

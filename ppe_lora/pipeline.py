@@ -13,18 +13,19 @@
 Over several runs: `sweep` runs a folder of recipes and writes their leaderboard, `compare` tells two runs apart.
 
 A stage's folder has a `manifest.json`, written last: without it the output is unfinished and made again (training is
-resumed). W&B and Weave are fed from the run folder, by processes of their own. torch is imported inside the stages
-that need it.
+resumed). A command holds the lock of the run or data set that it writes (`ppe_lora.locks`), `run` over all stages. W&B
+and Weave are fed from the run folder, by processes of their own. torch is imported inside the stages that need it.
 """
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppe_lora.console import console
 from ppe_lora.evaluation.runs import A_RUN, RUNS, find_run, no_run
+from ppe_lora.locks import holding
 from ppe_lora.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -42,10 +43,39 @@ def run_dir(recipe: Recipe) -> Path:
     return RUNS / recipe.name
 
 
-def build_data(recipe: Recipe, *, skip_corrupt: bool = False) -> None:
-    """Make the data set, or find it up to date. Under a launcher only the first process works; training waits for it.
+def say(line: str) -> None:
+    """Print a line as it is."""
+    console.print(line, markup=False)
+
+
+def alone_in(run: Path) -> contextlib.AbstractContextManager[None]:
+    """Be the only process that works in a run folder.
 
     Raises:
+        InUse: Another one does.
+    """
+    return holding(run, "wait for it to end, or give this run another name (name=...)")
+
+
+def alone_in_data(folder: Path, wait: Callable[[str], None] | None = None) -> contextlib.AbstractContextManager[None]:
+    """Be the only process that writes a data set; `wait` as for `holding`.
+
+    Raises:
+        InUse: Another one does.
+    """
+    return holding(folder, "wait for it to end, or give this data set another name (data.name=...)", wait)
+
+
+def build_data(recipe: Recipe, *, skip_corrupt: bool = False, wait: Callable[[str], None] | None = say) -> None:
+    """Make the data set, or find it up to date. Under a launcher only the first process works; training waits for it.
+
+    Args:
+        recipe: Names it and its source.
+        skip_corrupt: Pass over corrupt lines of raw answers.
+        wait: Called before this waits for another process that makes it; None refuses to wait.
+
+    Raises:
+        InUse: Another process makes it, or asks its teacher.
         DataError: The source cannot be read, or too few rows survive the filters.
         PpeError: The teacher cannot be reached, or its budget is spent. What it said is kept.
     """
@@ -54,7 +84,8 @@ def build_data(recipe: Recipe, *, skip_corrupt: bool = False) -> None:
     if not _is_first_process():
         return
     folder = data_dir(recipe)
-    report = build_dataset(recipe, folder, skip_corrupt=skip_corrupt)
+    with alone_in_data(folder, wait):
+        report = build_dataset(recipe, folder, skip_corrupt=skip_corrupt)
     kept = ", ".join(f"{count} {split}" for split, count in report.rows.items())
     console.print(f"{folder}: {kept} rows, version {report.dataset_version}" + ("" if report.made else " (unchanged)"))
     for word, counts in (("rejected", report.rejected), ("left out", report.dropped)):
@@ -83,20 +114,22 @@ def ask_teacher(recipe: Recipe, shard: str, *, skip_corrupt: bool = False) -> No
 
 def train(recipe: Recipe, *, resume: bool = False, fresh: bool = False) -> None:
     """Train the student and select its best epoch (see `ppe_lora.student.training.train`)."""
-    with _followers(recipe) as followers:
+    with alone_in(run_dir(recipe)), _followers(recipe) as followers:
         _train(recipe, followers, resume=resume, fresh=fresh)
 
 
 def _train(recipe: Recipe, followers: "Followers", *, resume: bool, fresh: bool) -> None:
     from ppe_lora.student import training
 
+    if fresh:
+        followers.wait_for_earlier_ones(say)
     # Followers start when the run folder is there, and not before --fresh has deleted an earlier one.
     training.train(recipe, data_dir(recipe), run_dir(recipe), resume=resume, fresh=fresh, on_start=followers.start)
 
 
 def evaluate(recipe: Recipe) -> None:
     """Decode the test rows with the selected adapter, once."""
-    with _followers(recipe) as followers:
+    with alone_in(run_dir(recipe)), _followers(recipe) as followers:
         _evaluate(recipe, followers)
 
 
@@ -109,7 +142,7 @@ def _evaluate(recipe: Recipe, followers: "Followers") -> None:
 
 def export(recipe: Recipe) -> None:
     """Merge the selected adapter, reload the result without our code, compare the answers; write what engines want."""
-    with _followers(recipe) as followers:
+    with alone_in(run_dir(recipe)), _followers(recipe) as followers:
         _export(recipe, followers)
 
 
@@ -141,7 +174,8 @@ def report(run: str, overrides: Sequence[str] = ()) -> None:
     if folder is None and not Path(run).is_file():
         raise no_run(run, f"{A_RUN} or its recipe file", "neither")
     recipe = load_recipe(folder / "config.yaml" if folder else Path(run), overrides)
-    _report(recipe, folder or run_dir(recipe))
+    with alone_in(folder or run_dir(recipe)):
+        _report(recipe, folder or run_dir(recipe))
 
 
 def _report(recipe: Recipe, folder: Path) -> None:
@@ -153,8 +187,8 @@ def _report(recipe: Recipe, folder: Path) -> None:
 
 def run(recipe: Recipe, *, fresh: bool = False) -> None:
     """All stages. What is complete and unchanged is skipped; an unfinished training is resumed."""
-    build_data(recipe)
-    with _followers(recipe) as followers:
+    with alone_in(run_dir(recipe)), _followers(recipe) as followers:
+        build_data(recipe)
         _train(recipe, followers, resume=True, fresh=fresh)
         _evaluate(recipe, followers)
         _export(recipe, followers)
@@ -199,7 +233,18 @@ def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: s
         RecipeError: A recipe cannot be loaded, or two runs would have one name; nothing has been run.
         RunError: A GPU is not here, a run failed (after all have ended), or the runs cannot share a table.
         Interrupted: A signal came; what ran has saved itself.
+        InUse: Another sweep of this folder is at work.
     """
+    log_dir = RUNS / f"{folder.resolve().name}{suffix}"
+    # Not the lock of the folder itself: a run may have the sweep's name.
+    lock = log_dir.with_name(f".{log_dir.name}.sweep.lock")
+    with holding(log_dir, "wait for it to end, or make another one with --suffix", lock=lock):
+        _sweep(folder, overrides, gpus, suffix, log_dir, out)
+
+
+def _sweep(
+    folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: str, log_dir: Path, out: Path | None
+) -> None:
     from ppe_lora.errors import PpeError, RunError
     from ppe_lora.evaluation.leaderboard import build_leaderboard
     from ppe_lora.report.leaderboard import write_leaderboard
@@ -210,7 +255,6 @@ def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: s
     planned = load_sweep(folder, overrides, suffix)
     check_gpus(gpus)
     recipes = [one.recipe for one in planned]
-    log_dir = RUNS / f"{folder.resolve().name}{suffix}"
     todo = [one for one in planned if not is_finished(one.recipe, data_dir(one.recipe), run_dir(one.recipe))]
     console.print(f"{log_dir}: {len(planned)} runs, {len(planned) - len(todo)} of them complete and unchanged")
     if len(gpus) > 1:  # two runs must not make one data set at the same time
@@ -221,8 +265,9 @@ def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: s
     failed = {outcome.name: outcome.reason for outcome in outcomes if outcome.ended == "failed"}
     if len(failed) < len(recipes):
         board = build_leaderboard({run_dir(recipe): recipe for recipe in recipes}, failed)
-        console.print(write_leaderboard(out or log_dir, board), markup=False)
-        write_leaderboard_page(out or log_dir, log_dir.name, board)
+        with holding(out or log_dir, wait=say):  # another sweep may write there, too
+            console.print(write_leaderboard(out or log_dir, board), markup=False)
+            write_leaderboard_page(out or log_dir, log_dir.name, board)
         console.print(str((out or log_dir) / LEADERBOARD_PAGE))
     if failed:
         reasons = "".join(f"\n  {name}: {reason} ({log_dir / name}.log)" for name, reason in failed.items())
@@ -238,13 +283,14 @@ def compare(first: str, second: str) -> None:
         RunError: There is no such run, it is unfinished, or the two cannot be compared.
         ModelError: An adapter does not fit the run's base model.
     """
-    from ppe_lora.compare import compare_sides
+    from ppe_lora.compare import compare_sides, home_of
     from ppe_lora.report.comparison import write_comparison
     from ppe_lora.report.comparison_page import FILE_NAME, write_comparison_page
 
-    compared = compare_sides((first, second), data_dir)
-    console.print(write_comparison(compared.folder, compared.comparison), markup=False)
-    write_comparison_page(compared.folder, compared.comparison, (compared.first, compared.second))
+    with alone_in(home_of((first, second))):
+        compared = compare_sides((first, second), data_dir)
+        console.print(write_comparison(compared.folder, compared.comparison), markup=False)
+        write_comparison_page(compared.folder, compared.comparison, (compared.first, compared.second))
     console.print(str(compared.folder / FILE_NAME))
 
 

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
+from ppe_lora.locks import holding
 from ppe_lora.serving.backend import ApiError, Ask, Backend, Reply
 
 
@@ -18,12 +20,17 @@ class Shadow:
         name: The shadow model's name.
         backend: The shadow model.
         path: The log. It holds requests as people wrote them.
+
+    Raises:
+        InUse: Another server writes this log.
     """
 
     def __init__(self, name: str, backend: Backend, path: Path) -> None:
         self.name = name
         self._backend = backend
-        self._log: TextIO = path.open("a", encoding="utf-8")
+        self._open = ExitStack()
+        self._open.enter_context(holding(path, "name another file with --shadow-log"))
+        self._log: TextIO = self._open.enter_context(path.open("a", encoding="utf-8"))
         self._under_way: set[asyncio.Task[None]] = set()
 
     def compare(self, asks: list[Ask], answered_by: str, replies: list[Reply]) -> None:
@@ -56,4 +63,4 @@ class Shadow:
     async def close(self) -> None:
         """Wait for the comparisons under way and close the log."""
         await asyncio.gather(*self._under_way)
-        self._log.close()
+        self._open.close()

@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prometheus_client import Counter
 
 from ppe_lora.artifacts import write_text
 from ppe_lora.errors import ServeError
+from ppe_lora.locks import holding
 from ppe_lora.recipe.track import Track, WeaveTrack
 from ppe_lora.serving.backend import Ask, Reply
 from ppe_lora.tracking.follower import Place, answered_dir, launch
@@ -40,6 +42,7 @@ class Traces:
 
     Raises:
         ServeError: The folder cannot be written, or no process can be started.
+        InUse: Another server writes there: its traces would go to this one's project.
     """
 
     def __init__(self, project: str, folder: Path, dropped: Counter) -> None:
@@ -47,6 +50,8 @@ class Traces:
         self._dropped = dropped
         self._queue: queue.Queue[dict[str, Any]] = queue.Queue(_QUEUE)
         self._closing = threading.Event()
+        self._lock = ExitStack()
+        self._lock.enter_context(holding(folder, "name another folder with --trace-dir"))
         try:
             self._answered.mkdir(parents=True, exist_ok=True)
             self._follower = launch(Place(folder, "served"), folder, Track(weave=WeaveTrack(project=project)))
@@ -81,6 +86,7 @@ class Traces:
         self._thread.join()
         if self._follower.stdin is not None:
             self._follower.stdin.close()
+        self._lock.close()
 
     def _write(self) -> None:
         start = f"{time.time_ns():020d}-{os.getpid()}"

@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from ppe_lora.artifacts import hash_file, hash_json, read_json, write_manifest
+from ppe_lora.artifacts import files_below, hash_file, hash_json, is_current, new_folder, read_json, write_manifest
 from ppe_lora.console import console
 from ppe_lora.errors import ModelError
+from ppe_lora.locks import holding
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.mistral3 import write_text_model
 from ppe_lora.student.tokenizer_files import save_tokenizer_files
@@ -180,29 +180,17 @@ def _check_unquantized(config: Mapping[str, Any], name: str) -> None:
 
 
 def _cached(name: str, inputs: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
-    """A folder in the cache, written at its first use: under a temporary name, then renamed, one process at a time."""
+    """A folder in the cache, made at its first use by one process at a time, and again where its files have changed."""
     inputs = {"format": _FORMAT, **inputs}
     folder = cache_folder() / "bases" / f"{name}-{hash_json(inputs)}"
-    if folder.is_dir():
+    if is_current(folder, inputs):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # The lock saves work; should a file system not honour it, the rename still lets only one whole folder win.
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.is_dir():
-            return folder
-        console.print(f"preparing the base model {name}, once: {folder}")
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            write(temporary)
-            write_manifest(temporary, inputs)
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with holding(folder, wait=lambda told: console.print(told, markup=False)):
+        if not is_current(folder, inputs):
+            console.print(f"preparing the base model {name}, once: {folder}")
+            with new_folder(folder) as made:
+                write(made)
+                write_manifest(made, inputs, files=files_below(made))
     return folder
 
 

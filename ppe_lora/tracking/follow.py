@@ -7,7 +7,6 @@ end; what could not be sent stays on disk.
 """
 
 import contextlib
-import fcntl
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ppe_lora.artifacts import write_text
+from ppe_lora.locks import holding
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.track import Track
 from ppe_lora.tracking.follower import Place
@@ -76,12 +76,11 @@ def main(arguments: list[str]) -> int:
     os.nice(10)
     ended = threading.Event()
     threading.Thread(target=_watch_life_line, args=(place, ended), daemon=True).start()
-    with (place.folder / f"{tracker}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            write_text(place.problem, "another process is still sending this run\n")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def wait(holder: str) -> None:
+        write_text(place.problem, "another process is still sending this run\n")
+
+    with holding(place.run_dir, wait=wait, lock=place.lock):
 
         def make() -> Tracker:
             if tracker == "served":

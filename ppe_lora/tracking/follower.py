@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 from ppe_lora.artifacts import read_json, write_text
 from ppe_lora.console import warn
 from ppe_lora.errors import RunError
+from ppe_lora.locks import holding
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.track import Track
 
@@ -51,6 +52,11 @@ class Place(NamedTuple):
         """Why the last try did not send everything; absent when it did."""
         return self.folder / f"{self.tracker}.problem"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that sends."""
+        return self.folder / f"{self.tracker}.lock"
+
     def read_ledger(self) -> dict[str, Any]:
         """The ledger; empty for a run that was never tracked."""
         return dict(read_json(self.ledger)) if self.ledger.is_file() else {}
@@ -81,6 +87,17 @@ class Followers:
                 self._running[tracker] = launch(Place(self.run_dir, tracker), self.data_dir, self.track)
             except OSError as error:  # no memory for a process, say: no reason to lose a training
                 self._warn(tracker, str(error))
+
+    def wait_for_earlier_ones(self, say: Callable[[str], None]) -> None:
+        """Wait for processes that still send an earlier run of this folder: it is about to be deleted.
+
+        Args:
+            say: Called with who is waited for.
+        """
+        for place in (Place(self.run_dir, tracker) for tracker in TITLES):
+            if place.lock.is_file():
+                with holding(self.run_dir, wait=say, lock=place.lock):
+                    pass
 
     def __enter__(self) -> Self:
         return self

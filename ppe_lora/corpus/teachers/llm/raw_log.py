@@ -1,19 +1,21 @@
 """The raw replies of a teacher on disk, so that no answer that was paid for is ever asked for again."""
 
 import asyncio
-import fcntl
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ppe_lora.artifacts import make_folder, sync
 from ppe_lora.console import console
 from ppe_lora.corpus.teachers.llm.budget import Usage, usage_of
 from ppe_lora.corpus.teachers.llm.exchange import Reply, Unavailable
 from ppe_lora.errors import DataError, RunError
+from ppe_lora.locks import holding
 
 
 class Shard(NamedTuple):
@@ -102,24 +104,28 @@ class RawLog:
 
     Args:
         folder: Where the logs of one data set lie; made if missing.
-        shard: Writes `answers-1of4.jsonl` rather than `answers.jsonl`.
+        shard: Writes `answers-1of4.jsonl` rather than `answers.jsonl`. Without one no shard may be at work.
         stem: How its files are called. What is asked for another purpose, with a budget of its own, has another one.
         skip_corrupt: As in `read_replies`.
 
     Raises:
         DataError: A file there is corrupt.
-        RunError: Another process appends to the same file.
+        InUse: Another process appends to the same file.
     """
 
     def __init__(
         self, folder: Path, shard: Shard | None = None, *, stem: str = "answers", skip_corrupt: bool = False
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder, self.shard = folder, shard
         self.path = folder / (f"{stem}-{shard.number}of{shard.of}.jsonl" if shard else f"{stem}.jsonl")
-        self._file = self.path.open("ab", buffering=0)
-        self._lock()
-        _sync_folder(folder)
+        self._open = ExitStack()
+        # Who asks everything asks again what a shard is asking now: both would be paid.
+        others = [] if shard else sorted(folder.glob(f"{stem}-*of*.jsonl"))
+        for path in (self.path, *others):
+            self._open.enter_context(_holding(path))
+        self._file = self._open.enter_context(self.path.open("ab", buffering=0))
+        sync(folder)
         _cut_torn_line(self.path)
         try:
             by_file = _read_folder(folder, stem, skip_corrupt)
@@ -171,7 +177,7 @@ class RawLog:
 
     def close(self) -> None:
         """Close the file and let other processes append to it."""
-        self._file.close()
+        self._open.close()
 
     async def _write_waiting(self) -> None:
         while self._waiting:
@@ -204,15 +210,15 @@ class RawLog:
         for reply in replies:
             self.replies[reply.key] = reply
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise RunError(
-                f"{self.path}: expected to be the only process that appends to it; got another one that does; wait for "
-                "it to end, or give each process a shard of its own"
-            ) from error
+
+def _holding(path: Path) -> AbstractContextManager[None]:
+    """Be the only process that appends to a raw log. The lock lies beside the folder, which holds nothing but logs.
+
+    Raises:
+        InUse: Another one does.
+    """
+    lock = path.parent.resolve().with_name(f".{path.parent.resolve().name}.{path.stem}.lock")
+    return holding(path, "wait for it to end, or give each process a shard of its own", lock=lock)
 
 
 def _line(reply: Reply, endpoint: str) -> bytes:
@@ -235,12 +241,3 @@ def _cut_torn_line(path: Path) -> None:
             markup=False,
         )
         os.truncate(path, whole)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name survive a power cut too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

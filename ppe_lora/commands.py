@@ -192,6 +192,7 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
     from ppe_lora.artifacts import hash_file, is_current, write_manifest, write_text
     from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
     from ppe_lora.evaluation.baselines import baseline_answers, baseline_lines, embedding_answers
+    from ppe_lora.evaluation.metrics import ratio
     from ppe_lora.evaluation.row_errors import squared_errors
     from ppe_lora.evaluation.stored import common_ids, read_run
     from ppe_lora.report.run_words import NAMES
@@ -221,7 +222,8 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
         "baseline", "mse_norm", "against the train mean", title=f"{recipe.data.name}: {len(test_rows)} test rows"
     )
     for name, value in error.items():
-        table.add_row(NAMES[name].en, f"{value:.5f}", f"{value / error['train_mean']:.3f}")
+        times = ratio(value, error["train_mean"])
+        table.add_row(NAMES[name].en, f"{value:.5f}", "-" if times is None else f"{times:.3f}")
     install = ".venv/bin/pip install -c constraints.txt -e '.[embeddings]'"
     missing = {"embeddings": install, "untuned": "--models", "plain_sft": "--models"}
     for name, remedy in missing.items():

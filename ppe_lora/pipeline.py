@@ -187,6 +187,9 @@ def _report(recipe: Recipe, folder: Path) -> None:
 
 def run(recipe: Recipe, *, fresh: bool = False) -> None:
     """All stages. What is complete and unchanged is skipped; an unfinished training is resumed."""
+    from ppe_lora.student.launch import check_launch
+
+    check_launch()
     with alone_in(run_dir(recipe)), _followers(recipe) as followers:
         build_data(recipe)
         _train(recipe, followers, resume=True, fresh=fresh)

@@ -169,6 +169,11 @@ def error_metrics(predicted_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> 
     return metrics
 
 
+def ratio(error: float, of: float) -> float | None:
+    """One error in units of another; None where the other is 0, as the train mean's is on targets that all equal it."""
+    return error / of if of else None
+
+
 def latency_metrics(latencies_ms: Sequence[float]) -> dict[str, float]:
     """Median, 95th and 99th percentile of single requests, in milliseconds; nothing for no measurements."""
     if not latencies_ms:

@@ -312,6 +312,16 @@ class Train(Section):
     checkpoint_minutes: float = Field(default=5.0, gt=0)
     keep_checkpoints: Count = 2
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.learning_rate * self.weight_decay >= 1:
+            problem = (
+                "learning_rate x weight_decay must be below 1, as each step takes that share of the adapter away; got "
+                f"{self.learning_rate:g} x {self.weight_decay:g}"
+            )
+            raise Conflict(problem, "weight_decay", "learning_rate")
+        return self
+
 
 class Evaluate(Section):
     """Decoding and scoring, after every epoch and at the end."""

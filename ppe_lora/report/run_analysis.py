@@ -6,6 +6,7 @@ import numpy as np
 from scipy.stats import norm
 
 from ppe_lora.corpus.rows import targets_matrix
+from ppe_lora.errors import MetricError
 from ppe_lora.evaluation.correct import posterior_means
 from ppe_lora.evaluation.intervals import Interval, Paired, mean_interval, paired_errors
 from ppe_lora.evaluation.metrics import Matrix
@@ -87,13 +88,18 @@ def analyse(run: RunFolder) -> Analysis:
     """Judge a run's answers.
 
     Raises:
-        MetricError: Fewer than two test rows.
+        MetricError: Fewer than two test rows, or always answering the train mean has no error on them.
     """
     task, read_out = run.recipe.task, run.recipe.evaluate.read_out
     target_NK = targets_matrix(run.rows, task)
     answer_NK = _answers(run, read_out)
     error_NK = squared_errors(answer_NK, target_NK, task)
     trivial_NK = squared_errors(run.baselines["train_mean"], target_NK, task)
+    if not trivial_NK.any():
+        raise MetricError(
+            f"{run.path}: expected test rows with targets that vary; got {len(run.rows)} that all have the train mean, "
+            "so no model can do better than it, and there is nothing to report; test on other rows"
+        )
     shown = {name: run.baselines[name] for name in ("train_mean", "ridge")}
     return Analysis(
         run=run,

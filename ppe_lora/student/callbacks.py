@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ppe_lora.artifacts import read_json
 from ppe_lora.console import Advance, console, warn
 from ppe_lora.errors import RunError, SelectionError
-from ppe_lora.evaluation.metrics import Matrix
+from ppe_lora.evaluation.metrics import Matrix, ratio
 from ppe_lora.evaluation.selection import metric_of, select_epoch
 from ppe_lora.recipe.schema import Evaluate, Recipe
 from ppe_lora.student.checkpoints import epoch_folders
@@ -190,7 +190,7 @@ class EpochEvaluation(TrainerCallback):
         trivial = metrics["train_mean_mse_norm"]
         read_outs = (("greedy", "mse_norm"), ("posterior mean", metric_of("posterior_mean")))
         shown = ", ".join(
-            f"{words} {metrics[name]:.4f} ({metrics[name] / trivial:.2f}x)"
+            f"{words} {metrics[name]:.4f}{_times(metrics[name], trivial)}"
             for words, name in read_outs
             if name in metrics
         )
@@ -202,6 +202,11 @@ class EpochEvaluation(TrainerCallback):
         )
         for warning in [*result.warnings, *_divergence(history, epoch)]:
             warn(f"epoch {epoch}: {warning}")
+
+
+def _times(error: float, trivial: float) -> str:
+    times = ratio(error, trivial)
+    return "" if times is None else f" ({times:.2f}x)"
 
 
 def epoch_metrics(run_dir: Path) -> dict[int, dict[str, float]]:

@@ -1,7 +1,6 @@
 """The frozen base model in memory and the adapter on it. What libraries would only log is an error here."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -157,8 +156,6 @@ def _quantization(student: Student, device: torch.device, dtype: torch.dtype) ->
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        # FSDP splits only weights whose storage is of one floating-point type (peft documentation, "FSDP-QLoRA").
-        bnb_4bit_quant_storage=dtype if os.environ.get("ACCELERATE_USE_FSDP") == "true" else torch.uint8,
     )
 
 

@@ -1,5 +1,6 @@
 """The SFT trainer: TRL's, with our loss and with checkpoints that are whole or absent."""
 
+import math
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,12 @@ from ppe_lora.errors import RunError
 from ppe_lora.recipe.schema import Recipe, Train
 from ppe_lora.student.checkpoints import STAGING, commit_checkpoint
 from ppe_lora.student.head import TeachingHeads
+from ppe_lora.student.machine import bfloat16_supported
 from ppe_lora.student.objective import training_loss
 from ppe_lora.student.trie import ScoreTrie
+
+_ALL_STEPS = math.nextafter(1.0, 0.0)
+"""The largest share of steps; 1 would be a single step."""
 
 
 class PpeTrainer(SFTTrainer):
@@ -120,19 +125,19 @@ def sft_config(recipe: Recipe, run_dir: Path, processes: int, rows_per_micro_ste
             f"({rows_per_micro_step} x {processes}); got {train.rows_per_step}"
         )
     on_cpu = not torch.cuda.is_available()
-    return SFTConfig(
+    config = SFTConfig(
         output_dir=str(run_dir / "state"),
         num_train_epochs=train.epochs,
         per_device_train_batch_size=rows_per_micro_step,
         gradient_accumulation_steps=accumulation,
         learning_rate=train.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(train.schedule, train.schedule),
-        warmup_steps=train.warmup,
+        warmup_steps=min(train.warmup, _ALL_STEPS),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim=train.optimizer,
         gradient_checkpointing=train.gradient_checkpointing,
-        bf16=not on_cpu and torch.cuda.is_bf16_supported() and recipe.student.dtype != "float32",
+        bf16=bfloat16_supported(torch.device("cpu" if on_cpu else "cuda")) and recipe.student.dtype != "float32",
         use_cpu=on_cpu,
         seed=recipe.seed,
         data_seed=recipe.seed,
@@ -148,3 +153,6 @@ def sft_config(recipe: Recipe, run_dir: Path, processes: int, rows_per_micro_ste
         ddp_find_unused_parameters=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
+    # A launcher's --mixed_precision would otherwise hold where the recipe has none: fp16 overflows.
+    config.mixed_precision = "bf16" if config.bf16 else "no"
+    return config

@@ -100,13 +100,11 @@ def test_recipes_of_one_data_name_agree_on_its_content() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
-def test_accelerate_configs_have_known_keys_only(path: Path) -> None:
-    """`accelerate launch` reads an unknown key of fsdp_config without a word."""
+def test_accelerate_configs_load_and_leave_the_model_whole(path: Path) -> None:
+    """`accelerate launch` finds an unknown key when it starts; a model that is split hangs at an epoch's end."""
     script = (
         "import sys\nfrom accelerate.commands.config.config_args import load_config_from_file\n"
-        "from accelerate.commands.launch import launch_command_parser\n"
-        "known = set(vars(launch_command_parser().parse_args(['x'])))\n"
-        "print(sorted(set(load_config_from_file(sys.argv[1]).fsdp_config) - known))"
+        "print(load_config_from_file(sys.argv[1]).distributed_type.value)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)],
@@ -115,7 +113,7 @@ def test_accelerate_configs_have_known_keys_only(path: Path) -> None:
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() in ("NO", "MULTI_GPU")
 
 
 @pytest.mark.parametrize(("own", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])

@@ -260,6 +260,10 @@ def test_what_several_keys_make_together_is_shown_where_one_of_them_is_written(t
     assert problems(base, "train={rows_per_micro_step: 5}") == [
         f"train={{rows_per_micro_step: 5}}: {multiple} 16 and 5"
     ]
+    decay = (
+        "train: learning_rate x weight_decay must be below 1, as each step takes that share of the adapter away; got"
+    )
+    assert problems(base, "train.weight_decay=1e4") == [f"train.weight_decay=1e4: {decay} 0.0002 x 10000"]
     range_of = "task: low must be below high; got low 0, high -1"
     assert problems(base, "task.high=-1") == [f"task.high=-1: {range_of}"]
     assert problems(write(tmp_path, GOOD + "task:\n  keys: [a]\n  high: -1\n")) == [f"{tmp_path}/r.yaml:9: {range_of}"]

@@ -34,7 +34,7 @@ from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.decode import answer_token_limit
-from ppe_lora.student.evaluate import EncodedSplit, encode_split
+from ppe_lora.student.evaluate import EncodedSplit, encode_for
 from ppe_lora.student.head import FILE as HEAD_FILE
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
@@ -65,7 +65,7 @@ class _Run(NamedTuple):
         """The first rows of a split, by default as many as prove an export."""
         rows = read_rows(split_path(self.data_dir, name), self.recipe.task)
         count = count or self.recipe.export.verify_rows
-        split = encode_split(rows, self.recipe.task, self.tokenizer, self.recipe.student.max_tokens)
+        split = encode_for(self.recipe, rows, self.tokenizer)
         return split._replace(rows=split.rows[:count], encoded=split.encoded[:count])
 
     def answers(self, student: Student, folder: Path, split: EncodedSplit, adapter: Path | None = None) -> Answers:

@@ -230,6 +230,9 @@ class Lora(Section):
     dora: bool = False
 
 
+OnBadRow = Literal["stop", "skip"]
+
+
 class Student(Section):
     """The model to tune."""
 
@@ -243,6 +246,9 @@ class Student(Section):
     """Type of the unquantized weights and of the compute; auto is bfloat16 on a GPU that has it, else float32."""
     max_tokens: Count = 512
     """Longest row in tokens. Longer rows are left out, counted and reported, never cut."""
+    on_bad_row: OnBadRow = "stop"
+    """What becomes of a row that the model's prompt format cannot express, such as one with a special token in its
+    text: stop names all of them before anything is trained; skip leaves them out and counts them."""
     lora: Lora = Lora()
 
 

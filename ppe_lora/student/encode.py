@@ -1,12 +1,16 @@
 """Data rows to token ids, and what of them is supervised."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from ppe_lora.corpus.rows import Row
 from ppe_lora.errors import ModelError
+from ppe_lora.student.row_ids import Asked, Ids, many_row_ids
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.tasks.scores import ScoresTask
+
+MOST_SHOWN = 20
+"""Rows that an error lists."""
 
 
 class EncodedRow(NamedTuple):
@@ -19,11 +23,30 @@ class EncodedRow(NamedTuple):
     """How many of the first prompt ids all rows of its language have in common: the instruction."""
 
 
-class EncodedRows(NamedTuple):
-    """The rows that fit, in order, and those left out: row id and length in tokens."""
+class Unusable(NamedTuple):
+    """A row that cannot be encoded, and why."""
 
-    encoded: list[EncodedRow]
+    id: str
+    reason: str
+
+
+class EncodedRows(NamedTuple):
+    """The rows that fit, in order, and those left out."""
+
+    encoded: Sequence[EncodedRow]
     too_long: list[tuple[str, int]]
+    """Row id and length in tokens."""
+    unusable: list[Unusable]
+
+    def checked(self) -> Self:
+        """These rows, if all could be encoded.
+
+        Raises:
+            ModelError: Some cannot; a line for each of the first ones, which starts with the row's id.
+        """
+        if self.unusable:
+            raise ModelError("\n".join(f"row {row.id}: {row.reason}" for row in self.unusable[:MOST_SHOWN]))
+        return self
 
 
 class ShownToken(NamedTuple):
@@ -38,22 +61,21 @@ def encode_rows(rows: Sequence[Row], task: ScoresTask, tokenizer: StudentTokeniz
     """Encode rows: the request's conversation as the prompt, the canonical answer and its end token as the completion.
 
     A row longer than `max_tokens` is left out and reported, never cut: a cut row would teach an answer without end,
-    or the answer to half a request.
-
-    Raises:
-        ModelError: A row cannot be encoded, or its end token is not supervised; the message starts with the row's id.
+    or the answer to half a request. So is one that the model's prompt format cannot express.
     """
     encoded: list[EncodedRow] = []
+    languages: list[str] = []
     too_long: list[tuple[str, int]] = []
-    for row in rows:
-        prompt, completion = _encode(row, task, tokenizer)
-        n_tokens = len(prompt) + len(completion)
-        if n_tokens > max_tokens:
-            too_long.append((row.id, n_tokens))
+    unusable: list[Unusable] = []
+    for row, ids in zip(rows, _ids(rows, task, tokenizer), strict=True):
+        if isinstance(ids, ModelError):
+            unusable.append(Unusable(row.id, str(ids)))
+        elif len(ids[0]) + len(ids[1]) > max_tokens:
+            too_long.append((row.id, len(ids[0]) + len(ids[1])))
         else:
-            encoded.append(EncodedRow(row.id, prompt, completion))
-    languages = {row.id: row.language for row in rows}
-    return EncodedRows(_with_shared([languages[row.id] for row in encoded], encoded), too_long)
+            encoded.append(EncodedRow(row.id, *ids))
+            languages.append(row.language)
+    return EncodedRows(_with_shared(languages, encoded), too_long, unusable)
 
 
 def alike(rows: Sequence[EncodedRow], batch_rows: int) -> list[list[int]]:
@@ -67,12 +89,12 @@ def alike(rows: Sequence[EncodedRow], batch_rows: int) -> list[list[int]]:
 
 
 def token_lengths(rows: Sequence[Row], task: ScoresTask, tokenizer: StudentTokenizer) -> dict[str, int]:
-    """Length of every row in tokens, prompt and answer together, by row id.
-
-    Raises:
-        ModelError: A row cannot be encoded.
-    """
-    return {row.id: sum(map(len, _encode(row, task, tokenizer))) for row in rows}
+    """Length of every row in tokens, prompt and answer together, by row id; rows that cannot be encoded have none."""
+    return {
+        row.id: len(ids[0]) + len(ids[1])
+        for row, ids in zip(rows, _ids(rows, task, tokenizer), strict=True)
+        if not isinstance(ids, ModelError)
+    }
 
 
 def show_row(row: Row, task: ScoresTask, tokenizer: StudentTokenizer) -> list[ShownToken]:
@@ -81,9 +103,11 @@ def show_row(row: Row, task: ScoresTask, tokenizer: StudentTokenizer) -> list[Sh
     Raises:
         ModelError: The row cannot be encoded.
     """
-    prompt, completion = _encode(row, task, tokenizer)
-    pieces = [ShownToken(tokenizer.piece(token_id), token_id, False) for token_id in prompt]
-    return pieces + [ShownToken(tokenizer.piece(token_id), token_id, True) for token_id in completion]
+    (ids,) = _ids([row], task, tokenizer)
+    if isinstance(ids, ModelError):
+        raise ModelError(f"row {row.id}: {ids}")
+    pieces = [ShownToken(tokenizer.piece(token_id), token_id, False) for token_id in ids[0]]
+    return pieces + [ShownToken(tokenizer.piece(token_id), token_id, True) for token_id in ids[1]]
 
 
 def _with_shared(languages: Sequence[str], rows: Sequence[EncodedRow]) -> list[EncodedRow]:
@@ -93,21 +117,15 @@ def _with_shared(languages: Sequence[str], rows: Sequence[EncodedRow]) -> list[E
     for language, row in zip(languages, rows, strict=True):
         common = first.setdefault(language, row.prompt_ids)
         longest = min(shared.get(language, len(common)), len(row.prompt_ids) - 1)
-        differing = (place for place in range(longest) if common[place] != row.prompt_ids[place])
-        shared[language] = next(differing, longest)
+        if common[:longest] != row.prompt_ids[:longest]:
+            longest = next(place for place in range(longest) if common[place] != row.prompt_ids[place])
+        shared[language] = longest
     return [row._replace(shared=shared[language]) for language, row in zip(languages, rows, strict=True)]
 
 
-def _encode(row: Row, task: ScoresTask, tokenizer: StudentTokenizer) -> tuple[list[int], list[int]]:
-    try:
-        prompt, completion = tokenizer.row_ids(
-            task.messages(row.request, row.language, row.context), task.render(row.target)
-        )
-    except ModelError as error:
-        raise ModelError(f"row {row.id}: {error}") from error
-    if not completion or completion[-1] not in tokenizer.end_ids:
-        raise ModelError(
-            f"row {row.id}: expected the completion to end with one of the end tokens {list(tokenizer.end_ids)}; "
-            f"got {completion[-1:]}; the model would never learn to stop"
-        )
-    return prompt, completion
+def _ids(rows: Sequence[Row], task: ScoresTask, tokenizer: StudentTokenizer) -> list[Ids | ModelError]:
+    asked = []
+    for row in rows:
+        system, user = task.messages(row.request, row.language, row.context)
+        asked.append(Asked(system["content"], user["content"], task.render(row.target)))
+    return many_row_ids(asked, tokenizer)

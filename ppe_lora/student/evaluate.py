@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
+from datasets.table import InMemoryTable
 
 from ppe_lora.artifacts import write_json, write_text
 from ppe_lora.console import progress
@@ -23,14 +26,16 @@ from ppe_lora.evaluation.metrics import (
     renamed,
     score,
 )
-from ppe_lora.recipe.schema import Evaluate, ReadOut
+from ppe_lora.recipe import Recipe
+from ppe_lora.recipe.schema import Evaluate, OnBadRow, ReadOut
 from ppe_lora.student.decode import Decoded, Decoder, answer_token_limit, measure_latency_ms
-from ppe_lora.student.encode import EncodedRow, encode_rows
+from ppe_lora.student.encode import EncodedRow
 from ppe_lora.student.head import FOLDS, Head
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.posterior import crps, mean, quantile
 from ppe_lora.student.processes import processes
 from ppe_lora.student.read_out import interval_of, plain, posterior_of
+from ppe_lora.student.stored_rows import encode_once, tokens_table
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import Answer, Rejected, ScoresTask
@@ -40,25 +45,28 @@ class EncodedSplit(NamedTuple):
     """The rows of a split that fit the model, with their tokens, and how many did not fit."""
 
     rows: list[Row]
-    encoded: list[EncodedRow]
+    encoded: Sequence[EncodedRow]
     too_long: int
+    unusable: int = 0
+    """Rows that the model's prompt format cannot express, left out by `student.on_bad_row`."""
 
-    def batch_rows(self, trie: ScoreTrie) -> list[dict[str, Any]]:
+    def batch_rows(self, trie: ScoreTrie) -> Dataset:
         """The rows as collators take them, with their targets as leaves of the trie and their fold (`head.FOLDS`).
 
         Raises:
             ModelError: An answer's tokens are not those of its parts, so that its scores would be read at other tokens.
         """
-        for row, encoded in zip(self.rows, self.encoded, strict=True):
-            if trie.completion(list(row.target.values())) != encoded.completion_ids:
+        leaf_of = cache(trie.leaf_of)
+        leaves_NK = [[leaf_of(value) for value in row.target.values()] for row in self.rows]
+        for row, encoded, leaves in zip(self.rows, self.encoded, leaves_NK, strict=True):
+            if trie.completion_of(leaves) != encoded.completion_ids:
                 raise ModelError(
                     f"row {row.id}: expected the answer in the tokens of its keys and values; got others, so the "
                     f"tokenizer joins parts of {dict(row.target)}; choose a student whose tokenizer has a token a digit"
                 )
-        return [
-            {**own._asdict(), "leaves": [trie.leaf_of(value) for value in row.target.values()], "fold": index % FOLDS}
-            for index, (row, own) in enumerate(zip(self.rows, self.encoded, strict=True))
-        ]
+        table = tokens_table(self.encoded)
+        table = table.append_column("leaves", [leaves_NK])
+        return Dataset(InMemoryTable(table.append_column("fold", [[index % FOLDS for index in range(len(self.rows))]])))
 
 
 class Evaluation(NamedTuple):
@@ -69,13 +77,43 @@ class Evaluation(NamedTuple):
     warnings: list[str]
 
 
-def encode_split(rows: Sequence[Row], task: ScoresTask, tokenizer: StudentTokenizer, max_tokens: int) -> EncodedSplit:
-    """Encode a split; rows longer than `max_tokens` are left out and counted, never cut."""
-    encoded = encode_rows(rows, task, tokenizer, max_tokens)
-    by_id = {row.id: row for row in rows}
-    kept = [by_id[row.id] for row in encoded.encoded]
-    in_order = [row.model_copy(update={"target": {key: row.target[key] for key in task.keys}}) for row in kept]
-    return EncodedSplit(in_order, list(encoded.encoded), len(encoded.too_long))
+def encode_split(
+    rows: Sequence[Row],
+    task: ScoresTask,
+    tokenizer: StudentTokenizer,
+    max_tokens: int,
+    on_bad_row: OnBadRow = "stop",
+) -> EncodedSplit:
+    """Encode a split. Rows longer than `max_tokens` are left out and counted, never cut.
+
+    Args:
+        rows: In their order.
+        task: What they answer.
+        tokenizer: The student's.
+        max_tokens: Longest row in tokens.
+        on_bad_row: Whether to leave out rows that the model's prompt format cannot express, too.
+
+    Raises:
+        ModelError: There are such rows, and they are not to be left out.
+    """
+    found = encode_once(rows, task, tokenizer, max_tokens)
+    if on_bad_row == "stop":
+        found.checked()
+    without = {row_id for row_id, _ in found.too_long} | {row.id for row in found.unusable}
+    kept = [row for row in rows if row.id not in without]
+    in_order = [
+        row
+        if tuple(row.target) == task.keys
+        else row.model_copy(update={"target": {key: row.target[key] for key in task.keys}})
+        for row in kept
+    ]
+    return EncodedSplit(in_order, found.encoded, len(found.too_long), len(found.unusable))
+
+
+def encode_for(recipe: Recipe, rows: Sequence[Row], tokenizer: StudentTokenizer) -> EncodedSplit:
+    """`encode_split` as a recipe has it."""
+    student = recipe.student
+    return encode_split(rows, recipe.task, tokenizer, student.max_tokens, student.on_bad_row)
 
 
 def evaluate_student(

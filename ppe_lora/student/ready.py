@@ -8,7 +8,7 @@ from ppe_lora.corpus.rows import Row
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.collate import packs_exactly
-from ppe_lora.student.evaluate import EncodedSplit, encode_split
+from ppe_lora.student.evaluate import EncodedSplit, encode_for
 from ppe_lora.student.load import StudentModel, load_adapter, load_base
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
@@ -35,7 +35,7 @@ def make_ready(recipe: Recipe, rows: Sequence[Row], adapter: Path | None) -> Rea
     tokenizer = load_tokenizer(base)
     bare = load_base(recipe.student, base, processes().device)
     model: StudentModel = load_adapter(bare, adapter) if adapter else bare
-    split = encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens)
+    split = encode_for(recipe, rows, tokenizer)
     packs = packs_exactly(model, split.encoded, tokenizer.pad_id)
     trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots) if packs else None
     return Ready(model, tokenizer, split, trie)

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ppe_lora.evaluation.stored import check_made_from
 from ppe_lora.evaluation.test_set import TEST_FORMAT, check_test_rows, note_test_rows
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.correct import CALIBRATION_FILE, fit_correction
-from ppe_lora.student.evaluate import Evaluation, encode_split, engine_of, evaluate_student, write_evaluation
+from ppe_lora.student.evaluate import Evaluation, encode_for, engine_of, evaluate_student, write_evaluation
 from ppe_lora.student.head import Head
 from ppe_lora.student.machine import device_name
 from ppe_lora.student.processes import processes
@@ -67,8 +66,7 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
         (folder / "manifest.json").unlink(missing_ok=True)  # what follows replaces the correction that it stands for
         if trie is not None:
             splits = (train_rows, read_rows(split_path(data_dir, "valid"), recipe.task))
-            encode = partial(encode_split, task=recipe.task, tokenizer=tokenizer, max_tokens=recipe.student.max_tokens)
-            fit_correction(model, recipe, run_dir, *map(encode, splits))
+            fit_correction(model, recipe, run_dir, *(encode_for(recipe, some, tokenizer) for some in splits))
     state.wait_for_everyone()
     result = evaluate_student(
         model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie, head=Head.load(run_dir)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from mistral_common.exceptions import MistralCommonException
@@ -35,7 +35,19 @@ logger = logging.getLogger(__name__)
 
 Message = dict[str, str]
 
+_MARKER = "the request"
 _MISTRAL_FAMILY = re.compile(r"(?:mistral|ministral|mixtral)")
+
+
+class Frame(NamedTuple):
+    """Which text around a request, and before an answer, is tokenized together with it. What lies beyond is special
+    tokens, over which nothing is joined."""
+
+    before: str = ""
+    after: str = ""
+    before_answer: str = ""
+    prompt: tuple[str, str] | None = None
+    """The prompt's whole text up to the request, and behind it; None where there is no such text."""
 
 
 class StudentTokenizer(ABC):
@@ -68,11 +80,24 @@ class StudentTokenizer(ABC):
         """The ids of the conversation with the answer as its last message."""
 
     @abstractmethod
+    def frames(self, system: str) -> list[Frame]:
+        """The frames that a request behind this instruction may have; whether one fits, `row_ids` tells."""
+
+    @abstractmethod
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts as they are, special tokens neither added nor known."""
+
+    @abstractmethod
+    def fits(self, frame: Frame, system: str, requests: Sequence[str]) -> list[bool]:
+        """Which requests stand unchanged in their frame."""
+
+    @abstractmethod
     def _run_text(self, ids: list[int]) -> str:
         """Text of a run of ids without special tokens, all below `vocab_size`."""
 
     @abstractmethod
-    def _is_special(self, token_id: int) -> bool: ...
+    def is_special(self, token_id: int) -> bool:
+        """Whether it stands for no text, but for a role, a beginning or an end."""
 
     @abstractmethod
     def piece(self, token_id: int) -> str:
@@ -119,7 +144,7 @@ class StudentTokenizer(ABC):
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of all ids, special tokens as they are written."""
-        runs = groupby(map(int, ids), key=lambda i: i >= self.vocab_size or self._is_special(i))
+        runs = groupby(map(int, ids), key=lambda i: i >= self.vocab_size or self.is_special(i))
         return "".join("".join(map(self.piece, run)) if apart else self._run_text(list(run)) for apart, run in runs)
 
     def fingerprint(self) -> str:
@@ -169,10 +194,19 @@ class MistralStudentTokenizer(StudentTokenizer):
         except MistralCommonException as error:
             raise ModelError(f"{self.folder}: expected a conversation that mistral-common accepts; {error}") from error
 
+    def frames(self, system: str) -> list[Frame]:
+        return [Frame(), Frame(before=f"{system}\n\n")]  # versions before 7 put the instruction into the request
+
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._core.encode(text, bos=False, eos=False) for text in texts]
+
+    def fits(self, frame: Frame, system: str, requests: Sequence[str]) -> list[bool]:
+        return [bool(request.strip()) for request in requests]
+
     def _run_text(self, ids: list[int]) -> str:
         return self._core.decode(ids)
 
-    def _is_special(self, token_id: int) -> bool:
+    def is_special(self, token_id: int) -> bool:
         return self._core.is_special(token_id)
 
     def piece(self, token_id: int) -> str:
@@ -219,6 +253,40 @@ class TemplateStudentTokenizer(StudentTokenizer):
     def _full_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
         return self._apply([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
 
+    def frames(self, system: str) -> list[Frame]:
+        before, found, after = self._prompts(system, [_MARKER])[0].rpartition(_MARKER)
+        special = re.compile("|".join(map(re.escape, self._special_texts)))
+        left, right = list(special.finditer(before)), list(special.finditer(after))
+        if not (found and left and right):
+            return []
+        return [Frame(before[left[-1].end() :], after[: right[0].start()], after[right[-1].end() :], (before, after))]
+
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        fast = getattr(self._core, "backend_tokenizer", None)
+        if fast is None:
+            return list(self._core(list(texts), add_special_tokens=False)["input_ids"])
+        return [one.ids for one in fast.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def fits(self, frame: Frame, system: str, requests: Sequence[str]) -> list[bool]:
+        assert frame.prompt is not None
+        before, after = frame.prompt
+        try:
+            texts = self._prompts(system, requests)
+        except TemplateError:  # of one of them
+            return [False] * len(requests)
+        return [
+            text == before + request + after and not any(special in request for special in self._special_texts)
+            for request, text in zip(requests, texts, strict=True)
+        ]
+
+    def _prompts(self, system: str, requests: Sequence[str]) -> list[str]:
+        """The texts of prompts, not yet ids."""
+        conversations = [
+            [{"role": "system", "content": system}, {"role": "user", "content": request}] for request in requests
+        ]
+        texts: Any = self._core.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
+        return list(texts)
+
     def _apply(self, messages: list[Message], add_generation_prompt: bool) -> list[int]:
         for message in messages:
             # Template and content are tokenized as one text: a special token in a request would end the request.
@@ -239,7 +307,7 @@ class TemplateStudentTokenizer(StudentTokenizer):
     def _run_text(self, ids: list[int]) -> str:
         return str(self._core.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _is_special(self, token_id: int) -> bool:
+    def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids
 
     def piece(self, token_id: int) -> str:

@@ -69,9 +69,14 @@ class ScoreTrie(NamedTuple):
 
     def completion(self, values: Sequence[float]) -> list[int]:
         """The whole completion of an answer, as the tokenizer writes it."""
+        return self.completion_of([self.leaf_of(value) for value in values])
+
+    def completion_of(self, leaves: Sequence[int]) -> list[int]:
+        """The same for values given as indices among `values`."""
         parts: list[int] = []
-        for lead, value in zip(self.leads, values, strict=True):
-            parts += [*lead, *self.paths[self.leaf_of(value)]]
+        for lead, leaf in zip(self.leads, leaves, strict=True):
+            parts += lead
+            parts += self.paths[leaf]
         return [*parts, *self.tail]
 
     def inside(self, leaf: int) -> list[int]:

@@ -373,7 +373,7 @@ def test_a_request_cannot_smuggle_special_tokens_into_a_chat_template(tmp_path: 
     tokenizer = load_tokenizer(tiny_llama(tmp_path))
     row = ROW.model_copy(update={"request": "calm<|im_end|>"})
     with pytest.raises(ModelError) as error:
-        encode_rows([row], TASK, tokenizer, 1000)
+        encode_rows([row], TASK, tokenizer, 1000).checked()
     assert str(error.value) == (
         "row r: 'calm<|im_end|>': expected text without the model's special tokens; got '<|im_end|>'"
     )

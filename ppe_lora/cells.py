@@ -69,16 +69,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _integer(digits: str) -> int:
-    if math.isinf(float(digits)):
-        raise ValueError(f"a number of {len(digits.lstrip('-')):,} digits is too large")
-    return int(digits)
+def _integer(text: str) -> int:
+    if math.isinf(float(text)):
+        raise ValueError(f"a number of {len(text.lstrip('-')):,} digits is too large")
+    return int(text)
 
 
-def _decimal(digits: str) -> float:
-    value = float(digits)
+def _decimal(text: str) -> float:
+    value = float(text)
     if math.isinf(value):
-        raise ValueError(f"the number {shorten(digits)} is too large")
+        raise ValueError(f"the number {shorten(text)} is too large")
     return value
 
 
@@ -177,6 +177,38 @@ def number_of(raw: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(f"expected a finite number; got {shown(raw)}")
     return value
+
+
+def bounded(value: float, low: float, high: float, ends: str = "") -> float:
+    """A value of a scale; one that is off its ends by floating-point noise (1e-9 of its width) is the end.
+
+    Args:
+        value: What was read.
+        low: The lower end.
+        high: The upper end.
+        ends: Whose ends they are, for the message.
+
+    Raises:
+        ValueError: It is outside.
+
+    Example:
+        >>> bounded(1.0000000000000002, 0, 1)
+        1.0
+    """
+    noise = 1e-9 * (high - low)
+    if not low - noise <= value <= high + noise:
+        raise ValueError(f"expected {digits(low)} to {digits(high)}{ends}; got {digits(value)}")
+    return min(max(value, float(low)), float(high))
+
+
+def digits(value: float) -> str:
+    """A number with all its digits and without `.0`.
+
+    Example:
+        >>> digits(500.0), digits(1.0000000000000002)
+        ('500', '1.0000000000000002')
+    """
+    return repr(value).removesuffix(".0")
 
 
 def id_of(raw: Any) -> str:

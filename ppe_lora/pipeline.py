@@ -92,6 +92,8 @@ def build_data(recipe: Recipe, *, skip_corrupt: bool = False, wait: Callable[[st
         if any(counts.values()):
             shown = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
             console.print(f"  {word} of {report.asked}: {shown}")
+    for note in report.notes:
+        console.print(f"  {note}", markup=False)
     if report.made:
         console.print("  to look at it: `ppe-lora data stats RECIPE` writes data_report.html")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppe_lora.artifacts import hash_file, hash_json, is_current, read_json, write_json, write_manifest, write_text
+from ppe_lora.cells import is_blank
 from ppe_lora.corpus.asks import make_asks
 from ppe_lora.corpus.filters import Filtered, Rejection, drop_duplicate_ids, filter_rows
 from ppe_lora.corpus.importers import Imported, input_hashes, read_import
@@ -21,7 +22,7 @@ from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import GenerateSource, ImportSource, Recipe
 from ppe_lora.recipe.teachers import NOT_CONTENT
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when equal inputs would make other rows: sampling, filters or split changed."""
 _NOT_CONTENT: Any = {
     "name": True,
@@ -48,6 +49,8 @@ class BuildReport(NamedTuple):
     """Rows in `rejected.jsonl` by rule."""
     dropped: dict[str, int]
     """Rows left out without fault, by reason: not in every imported file, over `data.split.max_rows`."""
+    notes: list[str]
+    """What a reader should know of imported files: ids that did not meet, scores that fill little of the range."""
 
 
 class _Built(NamedTuple):
@@ -58,6 +61,7 @@ class _Built(NamedTuple):
     floor: NoiseFloor | None = None
     spent: dict[str, Any] | None = None
     """What language models took for it, by what they did."""
+    notes: Sequence[str] = ()
 
 
 def raw_dir(folder: Path) -> Path:
@@ -123,7 +127,8 @@ def _generate(recipe: Recipe, teacher: Teacher, reader: Reader | None, held_out:
     filtered = Filtered(filtered.kept, unanswered + filtered.rejected)
     spent = {"writing": teacher.spent._asdict()} if isinstance(teacher, LlmTeacher) else {}
     spent |= {"reading back": reader.spent._asdict()} if reader else {}
-    return _dealt(recipe, filtered, held_out, len(asks), {})._replace(floor=floor, spent=spent)
+    notes = held_out.notes if held_out else ()
+    return _dealt(recipe, filtered, held_out, len(asks), {})._replace(floor=floor, spent=spent, notes=notes)
 
 
 def generated_rows(
@@ -164,8 +169,10 @@ def _import(recipe: Recipe, held_out: Imported | None) -> _Built:
     source = recipe.data.source
     assert isinstance(source, ImportSource)
     imported = read_import(source, recipe.task, "data.source")
+    notes = imported.notes + (held_out.notes if held_out else [])
     if imported.splits is None:
-        return _dealt(recipe, _whole(imported.rows), held_out, len(imported.rows), imported.dropped)
+        dealt = _dealt(recipe, _whole(imported.rows), held_out, len(imported.rows), imported.dropped)
+        return dealt._replace(notes=notes)
     official: BySplit = {name: [] for name in SPLITS}
     for row, split in zip(imported.rows, imported.splits, strict=True):
         official[split].append(row)
@@ -175,7 +182,7 @@ def _import(recipe: Recipe, held_out: Imported | None) -> _Built:
         filtered = _whole(rows)
         by_split[name] = filtered.kept
         rejected += filtered.rejected
-    return _capped(recipe, by_split, rejected, len(imported.rows), imported.dropped)
+    return _capped(recipe, by_split, rejected, len(imported.rows), imported.dropped)._replace(notes=notes)
 
 
 def _dealt(
@@ -199,8 +206,8 @@ def _dealt(
 
 def _whole(rows: list[Row]) -> Filtered:
     """Rows with a request, each id once. A person's "!" or "None" is one."""
-    without = [Rejection(row, "empty", repr(row.request)) for row in rows if not row.request.strip()]
-    unique = drop_duplicate_ids([row for row in rows if row.request.strip()])
+    without = [Rejection(row, "empty", repr(row.request)) for row in rows if is_blank(row.request)]
+    unique = drop_duplicate_ids([row for row in rows if not is_blank(row.request)])
     return Filtered(unique.kept, without + unique.rejected)
 
 
@@ -220,7 +227,9 @@ def _check_splits(recipe: Recipe, built: _Built) -> None:
         return
     source = recipe.data.source
     found = f"{built.asked} requests, {len(built.rejected)} rejected{_by_rule(built.rejected)}"
-    if isinstance(source, ImportSource) and source.split:
+    if isinstance(source, ImportSource) and not any(built.by_split.values()):
+        remedy = f"check {source.request}, the column of the requests"
+    elif isinstance(source, ImportSource) and source.split:
         remedy = f"check data.source.split_names, and which splits {source.split} has"
     else:
         settings = recipe.data.split
@@ -295,6 +304,7 @@ def _write(folder: Path, recipe: Recipe, built: _Built, inputs: dict[str, Any]) 
         rows={split: len(built.by_split[split]) for split in SPLITS},
         rejected=dict(Counter(rejection.rule for rejection in built.rejected)),
         dropped=built.dropped,
+        notes=list(built.notes),
         files=hashes,
         spent=built.spent or {},
         **({"relabel": built.floor._asdict()} if built.floor else {}),
@@ -302,5 +312,5 @@ def _write(folder: Path, recipe: Recipe, built: _Built, inputs: dict[str, Any]) 
 
 
 def _report(folder: Path, manifest: dict[str, Any], made: bool) -> BuildReport:
-    counts = (manifest[name] for name in ("asked", "rows", "rejected", "dropped"))
-    return BuildReport(folder, manifest["dataset_version"], made, *counts)
+    values = (manifest[name] for name in ("asked", "rows", "rejected", "dropped", "notes"))
+    return BuildReport(folder, manifest["dataset_version"], made, *values)

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ppe_lora.artifacts import hash_file
+from ppe_lora.cells import bounded, id_of, number_of, shown, text_of
+from ppe_lora.corpus.joins import Table, check_joins
+from ppe_lora.corpus.precision import Scale, check_precision, to_task
 from ppe_lora.corpus.rows import Row, row_id
-from ppe_lora.corpus.tables import Record, number_of, raise_problems, read_records
-from ppe_lora.errors import DataError
+from ppe_lora.corpus.tables import Record, file_problem, raise_problems, read_records
 from ppe_lora.recipe.schema import ImportSource, SplitName
 from ppe_lora.tasks.scores import ScoresTask
 
@@ -21,26 +23,62 @@ class Imported(NamedTuple):
     """The official split of each row, or None where the source has none."""
     dropped: dict[str, int]
     """Requests left out because a file has no entry for them, by reason."""
+    notes: list[str]
+    """What a reader should know: ids that did not meet, scores that fill little of the range."""
+
+
+class _Import(NamedTuple):
+    source: ImportSource
+    task: ScoresTask
+    section: str
+    tables: dict[str, Table]
+    columns: dict[str, tuple[str, str]]
+    """(file, column) of every column the recipe names, by the key of its section that names it."""
+
+    @property
+    def scale(self) -> Scale:
+        rescale = self.source.rescale
+        return Scale(rescale.low, rescale.high) if rescale else Scale(self.task.low, self.task.high)
+
+    def value_of(self, key: str, raw: Any) -> Any:
+        """The value of a cell of the column that the recipe names at `key`.
+
+        Raises:
+            ValueError: It is not what it should be.
+        """
+        if key == "request":
+            return text_of(raw)
+        if key == "split":
+            return self._split_of(raw)
+        scale = f"{self.section}.rescale" if self.source.rescale else f"the task's range; add {self.section}.rescale"
+        return bounded(number_of(raw), *self.scale, f" ({scale})")
+
+    def _split_of(self, raw: Any) -> SplitName:
+        names = self.source.split_names
+        name = str(raw) if type(raw) is int else raw
+        if not isinstance(name, str) or name not in names:
+            known = ", ".join(names)
+            raise ValueError(f"expected a split of {self.section}.split_names ({known}); got {shown(raw)}")
+        return names[name]
 
 
 def source_paths(source: ImportSource, section: str) -> dict[str, Path]:
     """The files of an import by their names in the recipe, in whose section `section` they are.
 
     Raises:
-        DataError: A file is missing, or is neither CSV nor JSONL.
+        DataError: A file is missing, is neither CSV nor JSONL, or has no column that the recipe uses.
     """
     paths = {}
-    problems = []
+    problems = _unused(source, section)
     for name, file in source.files.items():
-        path = Path(source.source_dir) / file.path
-        paths[name] = path
-        if not path.is_file():
+        paths[name] = path = Path(source.source_dir) / file.path
+        if not path.exists():
             problems.append(
                 f"{section}.files.{name}.path: expected a file; got {path}, which does not exist; "
                 f"set {section}.source_dir=FOLDER to the folder it is in"
             )
-        elif path.suffix not in (".csv", ".jsonl"):
-            problems.append(f"{section}.files.{name}.path: expected .csv or .jsonl; got {path}")
+        elif problem := file_problem(path):
+            problems.append(f"{section}.files.{name}.path: {problem}")
     raise_problems(problems)
     return paths
 
@@ -62,55 +100,86 @@ def read_import(source: ImportSource, task: ScoresTask, section: str) -> Importe
         section: The recipe section of the import, for messages.
 
     Raises:
-        DataError: A file or column is missing, an id is given twice, a value is no number or outside the scale, or a
-            split has no name in the recipe. Problems are collected; those in a file start with `file:line`.
+        DataError: A file or column is missing, an id is given twice or does not meet its like in another file, a cell
+            is not what it should be, a value is outside the scale, rounding takes too much of a score, or a split has
+            no name in the recipe. Problems are collected; those in a file start with `file:line`.
     """
     paths = source_paths(source, section)
-    tables = {name: _read_table(path, source.files[name].id) for name, path in paths.items()}
-    columns = _columns(source, tables, paths, section)
-    request_file = columns["request"][0]
+    tables = {name: _read_table(name, path, source, section) for name, path in paths.items()}
+    given = _Import(source, task, section, tables, _columns(source, tables, section))
+    request_file = given.columns["request"][0]
+    notes = check_joins(tables, request_file, section)
     dropped: dict[str, int] = {}
-    rows: list[Row] = []
-    splits: list[SplitName] = []
+    found: list[dict[str, Any]] = []
     problems: list[str] = []
-    for key, record in tables[request_file].items():
-        absent = [name for name in tables if key not in tables[name]]
+    for identity in tables[request_file].records:
+        absent = [name for name in tables if identity not in tables[name].records]
         if absent:
             reason = f"no entry in {', '.join(absent)}"
             dropped[reason] = dropped.get(reason, 0) + 1
-            continue
-        entries = {name: table[key] for name, table in tables.items()}
-        target = _target(source, task, columns, entries, paths, section, problems)
-        if source.split:
-            splits.append(_split_name(source, columns["split"], entries, paths, problems))
-        if target is not None:
-            request = str(record.values[columns["request"][1]] or "")
-            identity = row_id(request, target, source.language, None)
-            rows.append(Row.model_construct(id=identity, request=request, target=target, language=source.language))
+        elif entry := _entry(given, identity, problems):
+            found.append(entry)
     raise_problems(problems)
-    return Imported(rows, splits if source.split else None, dropped)
+    scores = {key: [values[f"target.{key}"] for values in found] for key in task.keys}
+    problems, narrow = check_precision(scores, task, given.scale if source.rescale else None, section)
+    raise_problems(problems)
+    splits = [values["split"] for values in found] if source.split else None
+    return Imported([_row(values, given) for values in found], splits, dropped, notes + narrow)
 
 
-def _read_table(path: Path, id_column: str) -> dict[str, Record]:
-    table: dict[str, Record] = {}
+_SPLIT_FILES = frozenset({"train", "valid", "validation", "dev", "test"})
+
+
+def _unused(source: ImportSource, section: str) -> list[str]:
+    """Files of which nothing is read: a join by id only takes rows away for them."""
+    named = [source.request, *source.target.values(), *([source.split] if source.split else [])]
+    used = {name.partition(".")[0] for name in named}
+    unused = [name for name in source.files if name not in used]
+    if not unused:
+        return []
+    remedy = f"delete {', '.join(unused)}, or name a column of it"
+    if len(_SPLIT_FILES & source.files.keys()) > 1:
+        remedy = (
+            "put the rows of all files into one file, with a column that says train, valid or test, and name it in "
+            f"{section}.split"
+        )
+    return [
+        f"{section}.files: expected files of which a column is used; got {', '.join(unused)} without one; files are "
+        f"joined by id, not put one after the other; {remedy}"
+    ]
+
+
+def _read_table(name: str, path: Path, source: ImportSource, section: str) -> Table:
+    records: dict[str, Record] = {}
+    bare: dict[str, str] = {}
     problems = []
-    for record in read_records(path):
-        if id_column not in record.values:
-            raise DataError(
-                f"{path}:{record.line}: expected a column {id_column!r} to join by; got {', '.join(record.values)}"
+    column = source.files[name].id
+    for record in read_records(path, source.files[name].encoding, f"{section}.files.{name}.encoding"):
+        where = f"{path}:{record.line}"
+        if column not in record.values:
+            problems.append(f"{where}: expected a column {column!r} to join by; got {', '.join(record.values)}")
+            if not records:
+                break
+            continue
+        try:
+            key = id_of(record.values[column])
+        except ValueError as error:
+            problems.append(f"{where}: {column}: {error}")
+            continue
+        twin = bare.setdefault(key.strip(), key)
+        if key in records:
+            problems.append(f"{where}: id {key!r} is already used in line {records[key].line}")
+        elif twin != key:
+            problems.append(
+                f"{where}: id {key!r} is {twin!r} of line {records[twin].line} but for blanks; make them one or two"
             )
-        key = str(record.values[id_column])
-        if key in table:
-            problems.append(f"{path}:{record.line}: id {key!r} is already used in line {table[key].line}")
-        table.setdefault(key, record)
+        records.setdefault(key, record)
     raise_problems(problems)
-    return table
+    return Table(path, records)
 
 
-def _columns(
-    source: ImportSource, tables: Mapping[str, Mapping[str, Record]], paths: Mapping[str, Path], section: str
-) -> dict[str, tuple[str, str]]:
-    """(file, column) of every column the recipe names, by the key of its section that names it."""
+def _columns(source: ImportSource, tables: Mapping[str, Table], section: str) -> dict[str, tuple[str, str]]:
+    """As `_Import.columns`. A column of JSONL is there if one record has it."""
     named = {"request": source.request}
     named |= {f"target.{key}": column for key, column in source.target.items()}
     if source.split:
@@ -123,57 +192,33 @@ def _columns(
         if file not in tables or not column:
             problems.append(f"{section}.{key}: expected FILE.COLUMN with a file of {', '.join(tables)}; got {name!r}")
             continue
-        present = list(next(iter(tables[file].values())).values)
-        if column not in present:
-            problems.append(
-                f"{section}.{key}: expected a column of {paths[file]} ({', '.join(present)}); got {column!r}"
-            )
+        path, records = tables[file]
+        if not any(column in record.values for record in records.values()):
+            present = ", ".join(dict.fromkeys(name for record in records.values() for name in record.values))
+            problems.append(f"{section}.{key}: expected a column of {path} ({present}); got {column!r}")
     raise_problems(problems)
     return columns
 
 
-def _target(
-    source: ImportSource,
-    task: ScoresTask,
-    columns: Mapping[str, tuple[str, str]],
-    entries: Mapping[str, Record],
-    paths: Mapping[str, Path],
-    section: str,
-    problems: list[str],
-) -> dict[str, float] | None:
-    low, high = (source.rescale.low, source.rescale.high) if source.rescale else (task.low, task.high)
-    target = {}
-    for key in task.keys:
-        file, column = columns[f"target.{key}"]
-        raw = entries[file].values.get(column)
-        where = f"{paths[file]}:{entries[file].line}: {column}"
-        value = number_of(raw)
-        if value is None:
-            problems.append(f"{where}: expected a number; got {raw!r}")
-        elif not low <= value <= high:
-            scale = f"{section}.rescale" if source.rescale else f"the task's range; add {section}.rescale"
-            problems.append(f"{where}: expected {low:g} to {high:g} ({scale}); got {value:g}")
-        else:
-            # Rounded to 9 digits first: 3.14 is stored a little below, and its half would otherwise round down.
-            scaled = round(task.low + (value - low) / (high - low) * task.span, 9)
-            target[key] = task.round(scaled)
-    return target if len(target) == len(task.keys) else None
+def _entry(given: _Import, identity: str, problems: list[str]) -> dict[str, Any] | None:
+    """The values of an id by the recipe's keys of their columns; None with what is wrong added to `problems`."""
+    values = {}
+    for key, (file, column) in given.columns.items():
+        path, records = given.tables[file]
+        record = records[identity]
+        if column not in record.values:
+            problems.append(f"{path}:{record.line}: expected the key {column!r}; got {', '.join(record.values)}")
+            continue
+        try:
+            values[key] = given.value_of(key, record.values[column])
+        except ValueError as error:
+            problems.append(f"{path}:{record.line}: {column}: {error}")
+    return values if len(values) == len(given.columns) else None
 
 
-def _split_name(
-    source: ImportSource,
-    column: tuple[str, str],
-    entries: Mapping[str, Record],
-    paths: Mapping[str, Path],
-    problems: list[str],
-) -> SplitName:
-    file, name = column
-    found = str(entries[file].values.get(name))
-    if found not in source.split_names:
-        known = ", ".join(source.split_names)
-        problems.append(
-            f"{paths[file]}:{entries[file].line}: {name}: expected a split of data.source.split_names ({known}); "
-            f"got {found!r}"
-        )
-        return "train"
-    return source.split_names[found]
+def _row(values: Mapping[str, Any], given: _Import) -> Row:
+    request, language = values["request"], given.source.language
+    target = {key: to_task(values[f"target.{key}"], given.scale, given.task) for key in given.task.keys}
+    # Not validated: an empty request must reach the filters to be rejected and kept with its reason.
+    identity = row_id(request, target, language, None)
+    return Row.model_construct(id=identity, request=request, target=target, language=language)

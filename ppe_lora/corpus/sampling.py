@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppe_lora.artifacts import hash_file
+from ppe_lora.cells import bounded, number_of, shown
 from ppe_lora.corpus.seeding import row_rng
-from ppe_lora.corpus.tables import number_of, raise_problems, read_records
+from ppe_lora.corpus.tables import file_problem, raise_problems, read_records
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import Observed, Sampler
 from ppe_lora.tasks.scores import ScoresTask
@@ -108,14 +109,16 @@ def read_observed(task: ScoresTask, observed: Observed) -> Floats:
                 f"{path}:{record.line}: expected a column for every key of the task; none for {', '.join(absent)} "
                 f"among {', '.join(record.values)}; rename the columns"
             )
-        values = {key: number_of(record.values[key]) for key in task.keys}
-        for key, value in values.items():
-            if value is None or not task.low <= value <= task.high:
+        vector = []
+        for key in task.keys:
+            try:
+                vector.append(bounded(number_of(record.values[key]), task.low, task.high))
+            except ValueError:
                 problems.append(
                     f"{path}:{record.line}: {key}: expected a number from {task.low} to {task.high}; "
-                    f"got {record.values[key]!r}"
+                    f"got {shown(record.values[key])}"
                 )
-        vectors.append([value or 0.0 for value in values.values()])
+        vectors.append(vector)
     raise_problems(problems)
     return np.array(vectors, dtype=float)
 
@@ -131,9 +134,11 @@ def observed_hash(sampler: Sampler) -> str | None:
 
 def _observed_path(observed: Observed) -> Path:
     path = Path(observed.path)
-    if not path.is_file() or path.suffix not in (".csv", ".jsonl"):
-        state = "a file of another kind" if path.is_file() else "which does not exist"
-        raise DataError(f"data.source.sampler.observed.path: expected a .csv or .jsonl file; got {path}, {state}")
+    key = "data.source.sampler.observed.path"
+    if not path.exists():
+        raise DataError(f"{key}: expected a .csv or .jsonl file; got {path}, which does not exist")
+    if problem := file_problem(path):
+        raise DataError(f"{key}: {problem}")
     return path
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Field, Tag, field_validator, model_validator
 
 from ppe_lora.recipe.teachers import LlmTeacher, ScriptedTeacher, Teacher
 from ppe_lora.recipe.track import Track
@@ -77,13 +77,23 @@ class GenerateSource(Section):
     """Share of rows that carry a context such as the weather."""
 
 
+def _encoding(name: str) -> str:
+    try:
+        "".encode(name)  # LookupError for codecs of bytes, such as base64, too
+    except LookupError:
+        raise ValueError(f"expected a text encoding such as utf-8, cp932 or cp1252; got {name!r}") from None
+    return name
+
+
 class SourceFile(Section):
-    """One CSV or JSONL file of an import."""
+    """One CSV or JSONL file of an import. The header of a CSV file tells what separates its columns."""
 
     path: str
     """Relative to `source_dir`."""
     id: str = "id"
-    """Its column that joins it to the other files."""
+    """Its column that joins it to the other files. Ids are compared as they are written."""
+    encoding: Annotated[str, AfterValidator(_encoding)] = "utf-8"
+    """What its text is in: utf-8, cp932 (Shift-JIS), utf-16, cp1252, ..."""
 
 
 class Rescale(Section):

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from ppe_lora.cells import digits
 from ppe_lora.section import Conflict, Section
 
 Language = Literal["en", "ja"]
@@ -180,7 +181,7 @@ class ScoresTask(Section):
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 problems.append(f"{key}: expected a number; got {value!r}")
             elif not self.low <= value <= self.high:
-                problems.append(f"{key}: expected {self.low} to {self.high}; got {value:g}")
+                problems.append(f"{key}: expected {self.low} to {self.high}; got {digits(value)}")
             elif round(value, self.decimals) != value:
                 problems.append(f"{key}: expected {self.decimals} decimals; got {value!r}")
         if problems:

@@ -150,7 +150,10 @@ def test_broken_files_are_named(folder: Path, name: str, content: str, expected:
 def test_text_that_is_not_utf8_is_named(folder: Path) -> None:
     """Shift-JIS files are common in Japanese projects."""
     (folder / "texts.csv").write_bytes("id,split,text\na,train,雨\n".encode("shift_jis"))
-    assert message(folder) == f"{folder}/texts.csv: expected UTF-8 text; got byte 0x89"
+    assert message(folder) == (
+        f"{folder}/texts.csv:2: expected UTF-8 text; got byte 0x89; it looks like Shift-JIS; "
+        "write data.source.files.texts.encoding: cp932, or save the file as UTF-8"
+    )
 
 
 def test_what_people_wrote_is_kept(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,0 +1,102 @@
+"""What the bytes of a text file are: the file opened as text, or words on what it is instead and what to do."""
+
+import codecs
+import re
+from pathlib import Path
+from typing import TextIO
+
+from ppe_lora.errors import DataError
+
+_HEAD = 1 << 16
+_FOREIGN = {
+    b"\x1f\x8b": ("gzip", "unpack it: gunzip {name}"),
+    b"BZh": ("bzip2", "unpack it: bunzip2 {name}"),
+    b"\xfd7zXZ": ("xz", "unpack it: unxz {name}"),
+    b"\x28\xb5\x2f\xfd": ("Zstandard", "unpack it: zstd -d {name}"),
+    b"PK\x03\x04": ("an Excel workbook or a zip archive", "save its sheet as `CSV UTF-8`, or unpack it"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save its sheet as `CSV UTF-8`"),
+    b"PAR1": ("Parquet", "write it as CSV or JSONL"),
+}
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def open_text(path: Path, encoding: str = "utf-8", key: str | None = None) -> TextIO:
+    """A file open as text, line ends as they are, without a byte order mark.
+
+    Args:
+        path: The file.
+        encoding: What the recipe says it is in.
+        key: The recipe's key of the encoding, where it has one, for the remedy.
+
+    Raises:
+        DataError: Its first bytes are those of another format or encoding.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    for start, (kind, remedy) in _FOREIGN.items():
+        if head.startswith(start):
+            raise DataError(f"{path}: expected text; got {kind}; {remedy.format(name=path.name)}")
+    utf8 = codecs.lookup(encoding).name == "utf-8"
+    if utf8 and (found := _wide(head)):
+        raise DataError(f"{path}:1: expected UTF-8 text; its first bytes are those of {found.upper()}; "
+                        f"{_remedy(path, found, key)}")  # fmt: skip
+    return path.open(encoding="utf-8-sig" if utf8 else encoding, newline="")
+
+
+def undecodable(path: Path, encoding: str = "utf-8", key: str | None = None) -> DataError:
+    """The error for a file whose bytes are not in `encoding`: the line, the byte, and what it looks like."""
+    content = path.read_bytes()
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError as error:
+        before, byte = content[: error.start].decode(encoding, "replace"), content[error.start]
+    line = len(re.findall(r"\r\n|\r|\n", before)) + 1
+    name = "UTF-8" if codecs.lookup(encoding).name == "utf-8" else encoding
+    found = _likely(content)
+    looks = f"; it looks like {_NAMES[found]}; {_remedy(path, found, key)}" if found else "; save the file as UTF-8"
+    return DataError(f"{path}:{line}: expected {name} text; got byte {byte:#04x}{looks}")
+
+
+def _remedy(path: Path, encoding: str, key: str | None) -> str:
+    if key:
+        return f"write {key}: {encoding}, or save the file as UTF-8"
+    return f"save the file as UTF-8: iconv -f {encoding} -t utf-8 {path.name} > NEW"
+
+
+def _wide(head: bytes) -> str | None:
+    """The encoding of two or four bytes a character, by its mark, or by the zeros of Latin text without one."""
+    for mark, name in _BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            return name
+    even, odd = head[:256:2].count(0), head[1:256:2].count(0)
+    half = len(head[:256]) // 4
+    return "utf-16-le" if odd > half and not even else "utf-16-be" if even > half and not odd else None
+
+
+_NAMES = {"cp932": "Shift-JIS", "euc_jp": "EUC-JP", "cp1252": "Windows-1252 (Latin-1)"}
+
+
+def _likely(content: bytes) -> str | None:
+    """The encoding that bytes which are not UTF-8 are most likely in; None where none fits.
+
+    Accented Latin letters may pass for Japanese ones, but they follow other Latin letters.
+    """
+    for name in ("euc_jp", "cp932"):
+        runs = re.findall(r"(?:^|(.))([^\x00-\x7f]+)", _decoded(content, name), re.DOTALL)
+        inside_words = sum(before.isalpha() for before, _ in runs)
+        whole = sum("ぁ" <= sign <= "ヿ" or "一" <= sign <= "鿿" for _, run in runs for sign in run)
+        if runs and inside_words * 2 < len(runs) and whole * 2 > sum(len(run) for _, run in runs):
+            return name
+    return "cp1252" if _decoded(content, "cp1252") else None
+
+
+def _decoded(content: bytes, encoding: str) -> str:
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError:
+        return ""

@@ -29,10 +29,10 @@ from typing import Any
 
 import httpx2
 
+from ppe_lora import network
 from ppe_lora.corpus.teachers.llm.asking import Settings
 from ppe_lora.corpus.teachers.llm.client import Client
 from ppe_lora.corpus.teachers.llm.exchange import Endpoint, Question, RateLimit, Reply, Unavailable
-from ppe_lora.corpus.teachers.llm.http_failures import http_client
 from ppe_lora.corpus.teachers.llm.openai_compatible import OpenAICompatibleEndpoint
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog, read_replies
 from ppe_lora.corpus.teachers.llm.servers import Server
@@ -50,7 +50,7 @@ class HttpEndpoint:
     name = "HTTP"
 
     def __init__(self, url: str) -> None:
-        self._url, self._http = f"{url}/chat/completions", http_client(60.0)
+        self._url, self._http = f"{url}/chat/completions", network.client(url, 60.0, many=True)
 
     async def check(self, model: str) -> None:
         """The stub serves every model."""

@@ -21,7 +21,7 @@ _SHAPES = tuple(
         (r"(?i)\b(bearer|basic)(\s+)(?=\S*\d)[\w.~+/=-]{16,}", rf"\1\2{MASK}"),
         (
             r"(?i)((?:api[-_ ]?key|access[-_]?token|authorization|secret|passwd|password)[\"']?\s*[:=]\s*[\"']?"
-            r"(?:bearer |basic )?)(?!\*)[^\s\"'&,;}<>]{8,}",
+            r"(?:bearer |basic )?)(?=\S*\d)[^\s\"'&,;}<>*]{8,}",
             rf"\1{MASK}",
         ),
         (r"(?i)([?&](?:key|token|sig|signature)=)[^\s\"'&]+", rf"\1{MASK}"),

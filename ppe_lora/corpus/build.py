@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppe_lora.artifacts import hash_file, hash_json, is_current, read_json, write_json, write_manifest, write_text
-from ppe_lora.cells import is_blank
+from ppe_lora.cells import is_blank, shorten
 from ppe_lora.corpus.asks import make_asks
 from ppe_lora.corpus.filters import Filtered, Rejection, drop_duplicate_ids, filter_rows
 from ppe_lora.corpus.importers import Imported, input_hashes, read_import
@@ -238,6 +238,9 @@ def _check_splits(recipe: Recipe, built: _Built) -> None:
             remedy = f"change data.split.valid (now {settings.valid:g}), and check that data.held_out has requests"
         if isinstance(source, GenerateSource):
             remedy = f"raise data.source.rows (now {source.rows}), or {remedy}"
+            answers = [one for one in built.rejected if one.rule == "teacher answer"]
+            if len(answers) * 2 > built.asked:
+                remedy = f"most of the teacher's answers are of no use, such as: {shorten(answers[0].evidence)}"
     raise DataError(f"data {recipe.data.name}: expected rows in every split; got none for {', '.join(without)} from "
                     f"{found}; {remedy}")  # fmt: skip
 

@@ -87,7 +87,7 @@ def test_the_data_set_holds_what_the_model_wrote(whole: Path) -> None:
     manifest = read_json(whole / "data" / "d" / "manifest.json")
     lines = [json.loads(line) for line in (whole / "data" / "d" / "rejected.jsonl").read_text().splitlines()]
     said = Counter(line["evidence"] for line in lines if line["rule"] == "teacher answer")
-    assert said == {"stop: I'm sorry, I can't do that.": manifest["rejected"]["teacher answer"]}
+    assert said == {"refused: I'm sorry, I can't do that.": manifest["rejected"]["teacher answer"]}
     assert manifest["rejected"]["key-name leak"] >= 1
     assert sum(manifest["rows"].values()) > 0.8 * ROWS
     assert sum(manifest["rows"].values()) + sum(manifest["rejected"].values()) == ROWS

@@ -94,7 +94,7 @@ def test_an_answer_that_is_no_request_is_kept_as_evidence(tmp_path: Path, serve:
     phrased = LlmTeacher(settings(), TASK, 0, tmp_path).phrase(ASKS)
     odd = [one for one in phrased if one.fault]
     assert 0 < len(odd) < len(ASKS)
-    assert {(one.text, one.fault) for one in odd} == {("", "stop: I'd rather not.")}
+    assert {(one.text, one.fault) for one in odd} == {("", "without a JSON object: I'd rather not.")}
 
 
 def test_a_question_refused_for_good_does_not_stop_the_others(tmp_path: Path, serve: Any) -> None:

@@ -85,6 +85,7 @@ def test_good_addresses_pass(address: str) -> None:
         ("Incorrect API key: sk-proj-0123456789abcdefghij", "Incorrect API key: ***"),
         ("token hf_abcdefghijklmnopqrstuvwxyz is invalid", "token *** is invalid"),
         # no secrets
+        ("MISTRAL_API_KEY: expected an API key; got none", "MISTRAL_API_KEY: expected an API key; got none"),
         ("special token: <|im_end|> in data/d/train.jsonl:3", "special token: <|im_end|> in data/d/train.jsonl:3"),
         ("owner/name@main at http://localhost:8000/v1", "owner/name@main at http://localhost:8000/v1"),
         ("a bearer of extraordinarily good news", "a bearer of extraordinarily good news"),

@@ -18,6 +18,7 @@ from ppe_lora.corpus.teachers.llm.servers import AskingFailed, Member, Pool
 from ppe_lora.errors import Interrupted
 
 OnMeter = Callable[[Meter], None]
+OnReply = Callable[[Reply], None]
 _METER_EVERY_S = 0.5
 _NUMBERS = re.compile(r"[0-9a-f]{8,}|\d+")
 """What differs between two messages of one reason: identifiers, times."""
@@ -52,10 +53,14 @@ class Asking:
         log: Where replies are kept.
         settings: How hard to try.
         on_meter: Told regularly how it goes.
+        on_reply: Given every reply that is on disk; what it raises stops the asking.
     """
 
-    def __init__(self, pool: Pool, ledger: Ledger, log: RawLog, settings: Settings, on_meter: OnMeter) -> None:
-        self._pool, self._ledger, self._log, self._settings, self._on_meter = pool, ledger, log, settings, on_meter
+    def __init__(
+        self, pool: Pool, ledger: Ledger, log: RawLog, settings: Settings, on_meter: OnMeter, on_reply: OnReply
+    ) -> None:
+        self._pool, self._ledger, self._log, self._settings = pool, ledger, log, settings
+        self._on_meter, self._on_reply = on_meter, on_reply
         self._replies: dict[str, Reply] = {}
         self._failed: dict[str, Refused | Unavailable] = {}
         self._total = self._known = self._retries = self._throttles = 0
@@ -171,6 +176,7 @@ class Asking:
         self._pool.answered()
         self._replies[reply.key] = reply
         self._pace.count()
+        self._on_reply(reply)
         return True
 
     def _count_retry(self, _: RetryCallState) -> None:

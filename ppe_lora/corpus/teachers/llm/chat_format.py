@@ -1,11 +1,13 @@
 """The chat-completions format that Mistral, OpenAI, vLLM, llama.cpp and Ollama share: what is sent, what comes back."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from ppe_lora.corpus.teachers.llm.exchange import Question, Reply, Unavailable
+from ppe_lora.redaction import mask
 
 
 def openai_body(question: Question) -> dict[str, Any]:
@@ -29,8 +31,9 @@ def mistral_body(question: Question) -> dict[str, Any]:
 def read_reply(where: str, key: str, body: str | Mapping[str, Any]) -> Reply:
     """The reply in a response body.
 
-    A message without text (a model that reasoned until `max_tokens`) has the text "". Where the content comes in
-    chunks, those of the type `text` count. Tokens are 0 where the server does not count them.
+    Where the content comes in chunks, those of text count. A server that takes the answer for reasoning leaves the
+    content empty: then the reasoning is the text; between tags of thought where `max_tokens` cut it off, since it has
+    no answer then. Tokens are 0 where the server does not count them. Secrets that the server echoes are masked.
 
     Args:
         where: Who sent it, for the message.
@@ -52,9 +55,8 @@ def read_reply(where: str, key: str, body: str | Mapping[str, Any]) -> Reply:
             f"{where}: expected a chat completion; got one with a fault in {at} ({problem['msg']}): {shortened(text)}"
         ) from error
     choice, usage = completion.choices[0], completion.usage or _Usage()
-    return Reply(
-        key, choice.message.text(), choice.finish_reason or "", usage.prompt_tokens or 0, usage.completion_tokens or 0
-    )
+    text, finish_reason = choice.message.answer(choice.finish_reason or "")
+    return Reply(key, mask(text), finish_reason, usage.prompt_tokens or 0, usage.completion_tokens or 0)
 
 
 def shortened(text: str) -> str:
@@ -64,12 +66,43 @@ def shortened(text: str) -> str:
 
 
 class _Message(BaseModel):
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[str | dict[str, Any]] | dict[str, Any] | None = None
+    reasoning_content: str | None = None
+    reasoning: Any = None
+    refusal: str | None = None
 
-    def text(self) -> str:
+    def answer(self, finish_reason: str) -> tuple[str, str]:
+        """The text, and how it finished."""
+        if text := self._text():
+            return text, finish_reason
+        if self.refusal:
+            return self.refusal, "refusal"
+        chunks = self.content if isinstance(self.content, list) else []
+        thoughts = "".join(_thoughts(chunk) for chunk in chunks if isinstance(chunk, dict))
+        thoughts = thoughts or self.reasoning_content or (self.reasoning if isinstance(self.reasoning, str) else "")
+        if thoughts and finish_reason == "length":
+            return f"<think>{thoughts}", finish_reason
+        return thoughts, finish_reason
+
+    def _text(self) -> str:
+        if isinstance(self.content, dict):  # a server that has read the JSON itself
+            return json.dumps(self.content, ensure_ascii=False)
         if isinstance(self.content, list):
-            return "".join(str(chunk.get("text", "")) for chunk in self.content if chunk.get("type") == "text")
+            return "".join(chunk if isinstance(chunk, str) else _said(chunk) for chunk in self.content)
         return self.content or ""
+
+
+def _said(chunk: Mapping[str, Any]) -> str:
+    text = chunk.get("text")
+    return text if isinstance(text, str) and chunk.get("type", "text") in ("text", "output_text") else ""
+
+
+def _thoughts(chunk: Mapping[str, Any]) -> str:
+    """The text of a chunk of thoughts: Mistral's are lists of chunks of text."""
+    inside = chunk.get("thinking") or chunk.get("reasoning")
+    if isinstance(inside, list):
+        return "".join(_said(one) for one in inside if isinstance(one, dict))
+    return inside if isinstance(inside, str) else ""
 
 
 class _Choice(BaseModel):

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
 
-from ppe_lora.corpus.teachers.llm.asking import Asking, OnMeter, Settings
+from ppe_lora.corpus.teachers.llm.asking import Asking, OnMeter, OnReply, Settings
 from ppe_lora.corpus.teachers.llm.budget import Budget, Ledger, Prices, Usage, check_bounded
 from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply, Unavailable
 from ppe_lora.corpus.teachers.llm.raw_log import RawLog
@@ -67,12 +67,15 @@ class Client:
         self._runner.run(self._pool.close())
         self._runner.close()
 
-    def ask_all(self, questions: Iterable[Question], on_meter: OnMeter | None = None) -> Answers:
+    def ask_all(
+        self, questions: Iterable[Question], on_meter: OnMeter | None = None, on_reply: OnReply | None = None
+    ) -> Answers:
         """Ask every question that has no reply yet; equal questions once.
 
         Args:
             questions: In the order in which they are asked.
             on_meter: Told twice a second how it goes, and once at the end.
+            on_reply: Given every new reply; what it raises stops the asking, and what is under way is kept.
 
         Returns:
             A reply or a reason for every question, but for other shards'.
@@ -84,9 +87,11 @@ class Client:
                 later asks for the rest.
             PpeError: What an endpoint's `check` says before the first question.
         """
-        return self._runner.run(self.answer(questions, on_meter))
+        return self._runner.run(self.answer(questions, on_meter, on_reply))
 
-    async def answer(self, questions: Iterable[Question], on_meter: OnMeter | None = None) -> Answers:
+    async def answer(
+        self, questions: Iterable[Question], on_meter: OnMeter | None = None, on_reply: OnReply | None = None
+    ) -> Answers:
         """`ask_all` inside a running event loop."""
         todo = {question.key: question for question in questions}
         replies = {key: self._log.replies[key] for key in todo if key in self._log.replies}
@@ -97,7 +102,8 @@ class Client:
             if self._bounded:
                 check_bounded(mine.values())
             await self._pool.check(sorted({question.model for question in mine.values()}))
-            asking = Asking(self._pool, self._ledger, self._log, self._settings, on_meter or (lambda meter: None))
+            told = on_meter or (lambda meter: None), on_reply or (lambda reply: None)
+            asking = Asking(self._pool, self._ledger, self._log, self._settings, *told)
             failed = await asking.run(mine, replies)
         elsewhere = len(missing) - len(mine)
         return Answers(replies, failed, elsewhere, self._ledger.spent, self._ledger.cost)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from ppe_lora.console import Advance, progress
 from ppe_lora.corpus.teachers.llm import budget
-from ppe_lora.corpus.teachers.llm.asking import Settings
+from ppe_lora.corpus.teachers.llm.answer import Judge
+from ppe_lora.corpus.teachers.llm.asking import OnMeter, Settings
 from ppe_lora.corpus.teachers.llm.client import Client
 from ppe_lora.corpus.teachers.llm.exchange import Question, RateLimit, Refused, Reply
 from ppe_lora.corpus.teachers.llm.meter import Meter
@@ -39,7 +40,13 @@ def plan_questions(settings: LlmSettings, questions: Sequence[Question], answere
 
 
 def fetch_replies(
-    settings: LlmSettings, questions: Sequence[Question], log: RawLog, *, doing: str, usable: Callable[[str], bool]
+    settings: LlmSettings,
+    questions: Sequence[Question],
+    log: RawLog,
+    *,
+    section: str,
+    doing: str,
+    usable: Callable[[str], bool],
 ) -> Mapping[str, str]:
     """Bring every reply that is missing into the log.
 
@@ -47,40 +54,50 @@ def fetch_replies(
         settings: Model, servers, limits, budget.
         questions: Of which a shard's log takes its part.
         log: Stays open.
+        section: Where the recipe names the model.
         doing: For the progress bar, before the model's name.
-        usable: Whether a reply's text is an answer. Others are counted in the bar, and kept.
+        usable: Whether a reply's text is an answer. Others are counted in the bar, and kept; where hardly any is one,
+            asking stops.
 
     Returns:
         Questions refused for good, and why, by key.
 
     Raises:
-        PpeError: The model cannot be reached, refuses everything, or the budget is spent. Replies so far are kept, and
-            the same call later asks for the rest.
+        PpeError: The model cannot be reached, refuses everything, gives nothing of use, or the budget is spent.
+            Replies so far are kept, and the same call later asks for the rest.
         Interrupted: By a signal, likewise.
     """
     keys = {question.key for question in questions}
     mine = {key for key in keys - log.replies.keys() if log.shard is None or log.shard.takes(key)}
-    if not mine:
-        return {}
-    if isinstance(settings, MistralTeacher) and settings.mode == "batch":
+    judge = Judge(section, settings.max_tokens, usable, log.path)
+    refused: Mapping[str, str] = {}
+    if mine and isinstance(settings, MistralTeacher) and settings.mode == "batch":
         _fetch_batch(settings, [question for question in questions if question.key in mine], log)
-        return {}
-    known = len(keys & log.replies.keys())
-    with (
-        progress(f"{doing} {settings.model}", known + len(mine), done=known) as advance,
-        Client(
-            _servers(settings),
-            log,
-            budget=_budget(settings),
-            prices=prices_of(settings),
-            settings=Settings(concurrency=settings.limits.concurrency, timeout_s=settings.timeout_s),
-        ) as client,
-    ):
-        answers = client.ask_all(questions, _shown_by(advance, log, known, usable))
+    elif mine:
+        known = len(keys & log.replies.keys())
+        with progress(f"{doing} {settings.model}", known + len(mine), done=known) as advance:
+            refused = _fetch_now(settings, questions, log, _shown_by(advance, log, known, usable), judge)
+    judge.conclude(log.replies[key] for key in keys & log.replies.keys())
+    return refused
+
+
+def _fetch_now(
+    settings: LlmSettings, questions: Sequence[Question], log: RawLog, on_meter: OnMeter, judge: Judge
+) -> Mapping[str, str]:
+    """Ask in real time; returns as `fetch_replies`."""
+    with Client(
+        _servers(settings),
+        log,
+        budget=_budget(settings),
+        prices=prices_of(settings),
+        settings=Settings(concurrency=settings.limits.concurrency, timeout_s=settings.timeout_s),
+    ) as client:
+        answers = client.ask_all(questions, on_meter, judge.look)
     unanswered = {key: error for key, error in answers.failed.items() if not isinstance(error, Refused)}
     if unanswered:
+        asked = len({question.key for question in questions})
         raise AskingFailed(
-            f"{log.folder}: expected a reply to each of {len(keys):,} questions; {len(unanswered):,} got none in "
+            f"{log.folder}: expected a reply to each of {asked:,} questions; {len(unanswered):,} got none in "
             f"several attempts (one of them: {next(iter(unanswered.values()))}); the others are kept: run the same "
             "command again for the rest"
         )

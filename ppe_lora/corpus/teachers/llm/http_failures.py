@@ -1,27 +1,22 @@
 """HTTP failures in the words of the exchange: who should wait, what may be tried again, what never will succeed."""
 
 import asyncio
-import itertools
 import json
 import math
 import re
-import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.request import getproxies
 
-import anyio
 import httpx2
 
+from ppe_lora import network
 from ppe_lora.corpus.teachers.llm.chat_format import shortened
 from ppe_lora.corpus.teachers.llm.exchange import RateLimit, Refused, Throttled, Unavailable
 
-_CONNECTIONS = 1000
-"""Of one pool."""
-_POOLS = 16
 _REMEDIES = {
     401: "check the API key in {key}",
     402: "check the account's credit",
@@ -36,47 +31,18 @@ _EPOCH_S, _EPOCH_MS = 1e9, 1e12
 """From here on a number is a point in time: in seconds, in milliseconds."""
 
 
-class _Pools(httpx2.AsyncBaseTransport):
-    """Takes turns among pools of connections.
-
-    For every request a pool looks at each of its connections, so that many small ones cost less than a large one.
-    """
-
-    def __init__(self, limits: httpx2.Limits, tls: ssl.SSLContext) -> None:
-        self._pools = [httpx2.AsyncHTTPTransport(verify=tls, limits=limits) for _ in range(_POOLS)]
-        self._turns = itertools.cycle(self._pools)
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        return await next(self._turns).handle_async_request(request)
-
-    async def aclose(self) -> None:
-        for pool in self._pools:
-            await pool.aclose()
-
-
-def http_client(timeout_s: float) -> httpx2.AsyncClient:
-    """A client that keeps every connection open: how many requests run at once is the caller's decision."""
-    limits = httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
-    tls = httpx2.create_ssl_context()
-    return httpx2.AsyncClient(
-        limits=limits,
-        timeout=httpx2.Timeout(timeout_s, connect=10.0),
-        follow_redirects=True,
-        verify=tls,
-        # A proxy that the environment names keeps the library's own pool.
-        mounts=None if getproxies() else {"all://": _Pools(limits, tls)},
-    )
-
-
 @asynccontextmanager
 async def one_attempt(where: str, timeout_s: float) -> AsyncIterator[None]:
-    """Bound an attempt in time, whatever drips in; time-outs and broken connections become `Unavailable`."""
+    """Bound an attempt in time, whatever drips in; time-outs and broken connections become `Unavailable`, and an answer
+    that is too large or packed otherwise `Refused`."""
     try:
         async with asyncio.timeout(timeout_s):
             yield
     except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout) as error:
         raise Unavailable(f"{where}: expected an answer within {timeout_s:g} s; got none") from error
-    except (httpx2.HTTPError, OSError, anyio.EndOfStream) as error:  # httpx2 lets some TLS failures through as they are
+    except network.NetworkError as error:
+        raise Refused(str(error)) from error
+    except network.BROKEN as error:
         raise broken_connection(where, error) from error
 
 
@@ -102,8 +68,10 @@ def failure_of(
         key_variable: Environment variable that holds the API key; None where no key was sent.
 
     Returns:
-        `Throttled` for 429, `Unavailable` for 5xx, 408 and statuses under 400, `Refused` for the rest.
+        `Throttled` for 429, `Unavailable` for 5xx, 408 and statuses under 400, `Refused` for redirects and the rest.
     """
+    if moved := network.redirected(status, headers.get("location")):
+        return Refused(f"{where}: expected an answer; got {moved}")
     got = f"{where}: expected an answer; got HTTP {status} ({_reason(body)})"
     if status == 429:
         wait_s = retry_after_s(headers)
@@ -120,8 +88,9 @@ def failure_of(
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds a 429 asks to wait; None where it does not say.
 
-    `Retry-After` counts (seconds or an HTTP date). Without it the `X-RateLimit-Reset*` headers do (seconds, a point
-    in time, or a duration such as `6m0s`): the latest of those whose `Remaining` counterpart is 0 or absent.
+    `Retry-After-Ms` counts, then `Retry-After` (seconds or an HTTP date). Without them the `X-RateLimit-Reset*` headers
+    do (seconds, a point in time, or a duration such as `6m0s`): the latest of those whose `Remaining` counterpart is 0
+    or absent.
 
     Example:
         >>> retry_after_s({"x-ratelimit-reset-requests": "1.5s", "x-ratelimit-reset-tokens": "6m0s",
@@ -129,9 +98,9 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         1.5
     """
     lower = {name.lower(): value.strip() for name, value in headers.items()}
-    asked = _seconds(lower.get("retry-after", ""))
-    if asked is not None:
-        return asked
+    for name, unit_s in (("retry-after-ms", 0.001), ("x-ms-retry-after-ms", 0.001), ("retry-after", 1.0)):
+        if (asked := _seconds(lower.get(name, ""), unit_s)) is not None:
+            return asked
     resets = [
         seconds
         for name, value in lower.items()
@@ -160,9 +129,9 @@ def stated_limit(headers: Mapping[str, str]) -> RateLimit:
     return RateLimit(found.get("requests"), found.get("tokens"))
 
 
-def _seconds(value: str) -> float | None:
+def _seconds(value: str, unit_s: float = 1.0) -> float | None:
     try:
-        number = float(value)
+        number = float(value) * unit_s
     except ValueError:
         return _duration_s(value)
     if not math.isfinite(number):
@@ -175,10 +144,12 @@ def _seconds(value: str) -> float | None:
 def _duration_s(value: str) -> float | None:
     if value and not _DURATION.sub("", value):
         return sum(float(number) * _UNIT_S[unit] for number, unit in _DURATION.findall(value))
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+    for read in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            return max(0.0, read(value).timestamp() - time.time())
+        except ValueError:
+            continue
+    return None
 
 
 def _reason(body: str) -> str:

@@ -1,19 +1,22 @@
 """The hosted Mistral API, one question at a time, through the official client."""
 
-import os
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
 
+import httpx2
 from mistralai.client import Mistral
 from mistralai.client.errors import MistralError, NoResponseError
 from mistralai.client.models import BaseModelCard, FTModelCard
 
+from ppe_lora import network
 from ppe_lora.corpus.teachers.llm.chat_format import mistral_body, read_reply
 from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply
-from ppe_lora.corpus.teachers.llm.http_failures import broken_connection, failure_of, http_client, one_attempt
+from ppe_lora.corpus.teachers.llm.http_failures import broken_connection, failure_of, one_attempt
 
 KEY_VARIABLE = "MISTRAL_API_KEY"
+_ADDRESS = "https://api.mistral.ai"
 _CHECK_S = 15.0
 
 
@@ -26,13 +29,13 @@ class MistralEndpoint:
 
     Raises:
         Refused: The environment has no `MISTRAL_API_KEY`.
+        NetworkError: The key, the address, or the environment's proxy or certificates cannot be used.
     """
 
     name = "mistral"
 
     def __init__(self, *, server_url: str | None = None, timeout_s: float = 120.0) -> None:
-        self._http = http_client(timeout_s)
-        self._client = Mistral(api_key=mistral_key(), server_url=server_url, async_client=self._http)
+        self._client, self._http = mistral_client(server_url, timeout_s)
         self._timeout_s = timeout_s
 
     async def check(self, model: str) -> None:
@@ -63,19 +66,27 @@ class MistralEndpoint:
         await self._http.aclose()
 
 
-def mistral_key() -> str:
-    """The API key from the environment.
+def mistral_client(
+    server_url: str | None, timeout_s: float, *, largest_bytes: int = network.LARGEST_BYTES
+) -> tuple[Mistral, httpx2.AsyncClient]:
+    """The official client with the key from the environment, and the HTTP client that it sends with, to be closed.
 
     Raises:
-        Refused: There is none.
+        Refused: There is no key.
+        NetworkError: As `MistralEndpoint`.
     """
-    key = os.environ.get(KEY_VARIABLE, "").strip()
+    key = network.read_key(KEY_VARIABLE, _ADDRESS)
     if not key:
         raise Refused(
             f"{KEY_VARIABLE}: expected an API key in this environment variable; got none; make one at "
             f"https://console.mistral.ai and `export {KEY_VARIABLE}=...`"
         )
-    return key
+    http = network.client(server_url or _ADDRESS, timeout_s, largest_bytes=largest_bytes, many=True)
+    # A synchronous client that reads nothing of the environment: the official one would, and would follow redirects.
+    unused = httpx2.Client(
+        transport=httpx2.HTTPTransport(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)), trust_env=False
+    )
+    return Mistral(api_key=key, server_url=server_url, client=unused, async_client=http), http
 
 
 @asynccontextmanager

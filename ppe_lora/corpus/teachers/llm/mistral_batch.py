@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from mistralai.client import Mistral
 from mistralai.client.models import BatchJob
 from pydantic import TypeAdapter, ValidationError
 from tenacity import (
@@ -25,8 +24,7 @@ from ppe_lora.artifacts import write_text
 from ppe_lora.console import progress
 from ppe_lora.corpus.teachers.llm.batch import BatchAnswers, batch_keys, read_batch_results, write_batch_files
 from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Throttled, Unavailable
-from ppe_lora.corpus.teachers.llm.http_failures import http_client
-from ppe_lora.corpus.teachers.llm.mistral import mistral_attempt, mistral_key
+from ppe_lora.corpus.teachers.llm.mistral import mistral_attempt, mistral_client
 from ppe_lora.errors import DataError
 from ppe_lora.section import Section
 
@@ -35,6 +33,8 @@ _ENDED = {"SUCCESS", "FAILED", "TIMEOUT_EXCEEDED", "CANCELLED"}
 _TAG = "ppe_lora_batch"
 _PAGE = 100
 _ATTEMPTS = 8
+_LARGEST_RESULTS = 2_000_000_000
+"""Bytes of a file of results: a hundred thousand answers of 20 kB, thoughts included."""
 
 
 class _Job(Section):
@@ -67,6 +67,7 @@ class MistralBatch:
 
     Raises:
         Refused: The environment has no `MISTRAL_API_KEY`.
+        NetworkError: As `MistralEndpoint`.
     """
 
     def __init__(
@@ -80,8 +81,7 @@ class MistralBatch:
     ) -> None:
         self._folder = folder
         self._state = folder / "jobs.json"
-        self._http = http_client(timeout_s)
-        self._client = Mistral(api_key=mistral_key(), server_url=server_url, async_client=self._http)
+        self._client, self._http = mistral_client(server_url, timeout_s, largest_bytes=_LARGEST_RESULTS)
         self._poll_s, self._timeout_hours, self._timeout_s = poll_s, timeout_hours, timeout_s
         self._perhaps_made: set[str] = set()
         self._patient = AsyncRetrying(

@@ -1,7 +1,6 @@
 """Any server that speaks the OpenAI protocol: vLLM, llama.cpp, Ollama, hosted ones; through the official client."""
 
 import json
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -9,9 +8,10 @@ from urllib.parse import urlsplit
 import httpx2
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 
+from ppe_lora import network
 from ppe_lora.corpus.teachers.llm.chat_format import openai_body, read_reply
 from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply, Unavailable
-from ppe_lora.corpus.teachers.llm.http_failures import broken_connection, failure_of, http_client, one_attempt
+from ppe_lora.corpus.teachers.llm.http_failures import broken_connection, failure_of, one_attempt
 
 _CHECK_S = 15.0
 _LISTED = 20
@@ -27,22 +27,22 @@ class OpenAICompatibleEndpoint:
 
     Raises:
         Refused: `key_variable` is named and not set.
+        NetworkError: The key, the address, or the environment's proxy or certificates cannot be used.
     """
 
     def __init__(self, base_url: str, *, key_variable: str | None = None, timeout_s: float = 120.0) -> None:
         self.name = base_url
         self._key_variable = key_variable
         self._timeout_s = timeout_s
-        key = os.environ.get(key_variable, "").strip() if key_variable else "none"
+        key = network.read_key(key_variable, base_url) if key_variable else "none"
         if not key:
             raise Refused(
                 f"{key_variable}: expected the API key of {base_url} in this environment variable; got none; "
                 f"`export {key_variable}=...`"
             )
         # An explicit key, even for servers that ignore it: the client would send OPENAI_API_KEY to whoever listens.
-        self._client = AsyncOpenAI(
-            api_key=key, base_url=base_url, max_retries=0, timeout=timeout_s, http_client=http_client(timeout_s)
-        )
+        http = network.client(base_url, timeout_s, many=True)
+        self._client = AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=timeout_s, http_client=http)
 
     async def check(self, model: str) -> None:
         """Raise `Unavailable` where nobody answers, `Refused` for a model that is not served; both say what to do."""

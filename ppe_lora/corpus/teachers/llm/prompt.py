@@ -7,7 +7,6 @@ examples) is drawn by the row's own generator, so that texts do not converge and
 import hashlib
 import inspect
 import json
-import re
 import sys
 from collections.abc import Mapping
 from functools import cache, lru_cache
@@ -18,9 +17,11 @@ from jinja2 import Environment, StrictUndefined, Template
 from pydantic import Field
 from ruamel.yaml import YAML
 
+from ppe_lora.cells import parse_json
 from ppe_lora.corpus.seeding import row_rng
 from ppe_lora.corpus.teachers import occasions, phrasebook_en, phrasebook_ja, phrases
 from ppe_lora.corpus.teachers.base import Ask, extreme_tags
+from ppe_lora.corpus.teachers.llm.answer import last_object
 from ppe_lora.corpus.teachers.llm.exchange import Message
 from ppe_lora.corpus.teachers.occasions import draw_occasion
 from ppe_lora.corpus.teachers.phrases import Dice
@@ -43,7 +44,6 @@ _EXAMPLE_TASK = ScoresTask(keys=EXAMPLE_KEYS, low=0, high=100, decimals=0)
 _EXAMPLES = 3
 _PERSON_SHARE = 0.7
 _MANNER_SHARE = 0.7
-_OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 
 
 class Brief(NamedTuple):
@@ -141,12 +141,10 @@ class Prompter:
 def read_request(text: str) -> str | None:
     """The request in a model's answer, without white space around it; None where there is none.
 
-    The answer may stand in a code fence or between other words, as models without structured output write it; it
-    must hold exactly one JSON object that has a text under `request`.
+    It stands under `request` in the last whole JSON object of the answer (see `answer.last_object`).
     """
-    found = _OBJECT.search(text)
     try:
-        answer = json.loads(found.group()) if found else None
+        answer = parse_json(last_object(text))
     except ValueError:
         return None
     request = answer.get("request") if isinstance(answer, dict) else None

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 
 from ppe_lora.artifacts import hash_json
 from ppe_lora.corpus.rows import Row
+from ppe_lora.corpus.teachers.llm.answer import last_object
 from ppe_lora.corpus.teachers.llm.budget import spent_on
 from ppe_lora.corpus.teachers.llm.exchange import Message, Question
 from ppe_lora.corpus.teachers.llm.fetch import Plan, fetch_replies, plan_questions, prices_of
@@ -77,13 +78,17 @@ class Reader:
                 self._settings,
                 questions,
                 log,
+                section="data.filters.relabel.teacher",
                 doing="reading back with",
-                usable=lambda text: isinstance(self._task.parse(text), Answer),
+                usable=lambda text: self._scores(text) is not None,
             )
             replies = [log.replies.get(question.key) for question in questions]
         self.spent = spent_on([reply for reply in replies if reply], prices_of(self._settings))
-        read = [self._task.parse(reply.text) if reply else None for reply in replies]
-        return [found if isinstance(found, Answer) else None for found in read]
+        return [self._scores(reply.text) if reply else None for reply in replies]
+
+    def _scores(self, text: str) -> Answer | None:
+        found = self._task.parse(last_object(text))
+        return found if isinstance(found, Answer) else None
 
     def plan(self, rows: Sequence[Row]) -> Plan:
         """What reading would take, beyond the raw readings that are already there. Asks nothing."""

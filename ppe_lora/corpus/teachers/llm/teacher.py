@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ppe_lora.corpus.teachers.base import Ask, Phrased
+from ppe_lora.corpus.teachers.llm.answer import cause_of
 from ppe_lora.corpus.teachers.llm.budget import spent_on
 from ppe_lora.corpus.teachers.llm.exchange import Question, Reply
 from ppe_lora.corpus.teachers.llm.fetch import Plan, fetch_replies, plan_questions, prices_of
@@ -96,7 +97,12 @@ class LlmTeacher:
 
     def _fetch(self, questions: Sequence[Question], log: RawLog) -> Mapping[str, str]:
         return fetch_replies(
-            self._settings, questions, log, doing="asking", usable=lambda text: read_request(text) is not None
+            self._settings,
+            questions,
+            log,
+            section="data.source.teacher",
+            doing="asking",
+            usable=lambda text: read_request(text) is not None,
         )
 
     def _phrased(self, prompt: "_Prompt", replies: Mapping[str, Reply], refused: Mapping[str, str]) -> Phrased:
@@ -105,7 +111,7 @@ class LlmTeacher:
         said = replies[prompt.key]
         request = read_request(said.text)
         if request is None:
-            return Phrased("", prompt.scenario, f"{said.finish_reason}: {said.text}")
+            return Phrased("", prompt.scenario, f"{cause_of(said).words}: {said.text}")
         return Phrased(request, prompt.scenario)
 
 

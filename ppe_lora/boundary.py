@@ -13,6 +13,7 @@ import re
 import socket
 import sqlite3
 import ssl
+import stat
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from ppe_lora.errors import Interrupted, PpeError, WorldError
+from ppe_lora.errors import FileError, Interrupted, PpeError, WorldError
 
 _KEPT = "then repeat the command; what was finished is kept"
 _BROKEN = "copy or download it again, or delete it and repeat the command that wrote it"
@@ -112,6 +113,12 @@ _TEXTS: tuple[tuple[type[Exception], str, _Words], ...] = (
 )
 """Types that also stand for bugs, with what their texts say when the world is the cause."""
 _NETWORK = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
+_ENDLESS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 _BROKEN_FILES = (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError)
 
 
@@ -164,6 +171,18 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+
+
+def check_file(path: Path) -> None:
+    """Raise unless a path that exists is a file or a folder: a pipe or a device may be read without end.
+
+    Raises:
+        FileError: It is neither.
+    """
+    found = path.stat().st_mode if path.exists() else stat.S_IFREG
+    kind = next((words for is_kind, words in _ENDLESS if is_kind(found)), None)
+    if kind is not None:
+        raise FileError(f"{path}: expected a file; got {kind}; write its content into a file, and name that one")
 
 
 def run_to_status(work: Callable[[], object]) -> int:

@@ -14,12 +14,23 @@ from ruamel.yaml.events import (
     Event,
     MappingEndEvent,
     MappingStartEvent,
+    ScalarEvent,
     SequenceEndEvent,
     SequenceStartEvent,
 )
 from ruamel.yaml.reader import ReaderError
 
 Keys = tuple[str | int, ...]
+
+
+MOST_LEVELS = 32
+"""Sections inside each other."""
+MOST_BYTES = 200_000
+"""Of a recipe: about fifty times the longest one. The reader takes seconds for them."""
+_MOST_VALUES = 20_000
+"""Keys, values and list items, those behind an alias counted each time: a few lines can stand for billions."""
+_UNREADABLE = (ValueError, OverflowError, IndexError)
+"""What the YAML reader raises by mistake: on 2001-13-45, 0x_ or "\\UFFFFFFFF"."""
 
 
 class NotPlainError(MarkedYAMLError):
@@ -30,33 +41,78 @@ def load_yaml(text: str, keys: Keys = ()) -> Any:
     """Read a text that stands at `keys` in a recipe.
 
     Raises:
-        YAMLError: It is not YAML; a NotPlainError if it has tags, or aliases of what they stand in.
+        YAMLError: It is not YAML; a NotPlainError if it has tags, or aliases of what they stand in, or is larger or
+            deeper than a recipe can be.
     """
-    events: Iterator[Event] = YAML().parse(text)
-    for event in events:
-        if isinstance(event, DocumentStartEvent):
-            _check_node(events, keys)
-    return YAML().load(text)
+    check = _Check()
+    if len(text) > MOST_BYTES:
+        raise check.error(f"expected at most {MOST_BYTES:,} characters; got {len(text):,}", keys)
+    try:
+        check.events = YAML().parse(text)
+        for event in check.events:
+            if isinstance(event, DocumentStartEvent):
+                check.node(keys)
+        return YAML().load(text)
+    except _UNREADABLE as error:
+        check.place = next((place for value, place in check.scalars if not _is_readable(value)), check.place)
+        raise check.error(
+            f"expected a value; got what cannot be one ({error}); correct it, or put it in quotes"
+        ) from None
 
 
-def _check_node(events: Iterator[Event], keys: Keys, above: tuple[str | None, ...] = ()) -> Event:
-    """Take the events of the next node, which stands inside those of the anchors `above`; return the first of them."""
-    event = next(events)
-    anchor, tag = getattr(event, "anchor", None), getattr(event, "ctag", None)
-    problem = f"tags such as {tag.handle or ''}{tag.suffix} are not read in recipes; delete it" if tag else None
-    if isinstance(event, AliasEvent) and anchor in above:
-        problem = f"expected an alias of another place; got *{anchor} inside &{anchor}; delete it"
-    if problem:
+def _is_readable(value: str) -> bool:
+    try:
+        YAML().load(value)
+    except _UNREADABLE:
+        return False
+    except YAMLError:
+        return True
+    return True
+
+
+class _Check:
+    """One look over a document's events, before anything is built from them."""
+
+    def __init__(self) -> None:
+        self.events: Iterator[Event] = iter(())
+        self.place: Any = None
+        self.scalars: list[tuple[str, Any]] = []
+        """Those without quotes, with their places."""
+        self.values = 0
+        self.behind: dict[str, int] = {}
+        """Values behind each anchor."""
+
+    def node(self, keys: Keys, above: tuple[str | None, ...] = ()) -> Event:
+        """Take the events of the next node, which stands inside those of the anchors `above`; return the first."""
+        event = next(self.events)
+        self.place, before = event.start_mark, self.values
+        anchor, tag = getattr(event, "anchor", None), getattr(event, "ctag", None)
+        if isinstance(event, ScalarEvent) and not event.style:
+            self.scalars.append((event.value, event.start_mark))
+        self.values += self.behind.get(anchor or "", 1) if isinstance(event, AliasEvent) else 1
+        if tag:
+            raise self.error(f"tags such as {tag.handle or ''}{tag.suffix} are not read in recipes; delete it", keys)
+        if isinstance(event, AliasEvent) and anchor in above:
+            raise self.error(f"expected an alias of another place; got *{anchor} inside &{anchor}; delete it", keys)
+        if self.values > _MOST_VALUES:
+            raise self.error(f"expected at most {_MOST_VALUES:,} values, aliases written out; got more", keys)
+        if len(above) >= MOST_LEVELS:
+            raise self.error(f"expected at most {MOST_LEVELS} levels; got more", keys[:3])
+        if isinstance(event, MappingStartEvent):
+            while not isinstance(key := self.node(keys, (*above, anchor)), MappingEndEvent):
+                self.node((*keys, getattr(key, "value", "?")), (*above, anchor))
+        elif isinstance(event, SequenceStartEvent):
+            index = 0
+            while not isinstance(self.node((*keys, index), (*above, anchor)), SequenceEndEvent):
+                index += 1
+        if anchor and not isinstance(event, AliasEvent):
+            self.behind[anchor] = self.values - before
+        return event
+
+    def error(self, problem: str, keys: Keys = ()) -> NotPlainError:
+        """The problem at the place that was looked at last."""
         where = f"{'.'.join(map(str, keys))}: " if keys else ""
-        raise NotPlainError(problem=f"{where}{problem}", problem_mark=event.start_mark)
-    if isinstance(event, MappingStartEvent):
-        while not isinstance(key := _check_node(events, keys, (*above, anchor)), MappingEndEvent):
-            _check_node(events, (*keys, getattr(key, "value", "?")), (*above, anchor))
-    elif isinstance(event, SequenceStartEvent):
-        index = 0
-        while not isinstance(_check_node(events, (*keys, index), (*above, anchor)), SequenceEndEvent):
-            index += 1
-    return event
+        return NotPlainError(problem=f"{where}{problem}", problem_mark=self.place)
 
 
 def problem_of(error: YAMLError, text: str) -> str:

@@ -12,8 +12,10 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from ppe_lora.errors import RecipeError
-from ppe_lora.recipe.document import Keys, NotPlainError, load_yaml, places, plain, problem_of
+from ppe_lora.boundary import check_file, naming, world_error
+from ppe_lora.cells import shorten
+from ppe_lora.errors import FileError, RecipeError
+from ppe_lora.recipe.document import MOST_BYTES, MOST_LEVELS, Keys, NotPlainError, load_yaml, places, plain, problem_of
 from ppe_lora.recipe.schema import Recipe
 from ppe_lora.section import Conflict, kind
 
@@ -120,7 +122,11 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read(path: Path) -> _Source:
     try:
-        text = path.read_text(encoding="utf-8")
+        check_file(path)
+        if path.stat().st_size > MOST_BYTES:
+            raise RecipeError(f"{path}: expected a recipe of at most {MOST_BYTES:,} bytes; got {path.stat().st_size:,}")
+        with naming(path):
+            text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         meant = Path("recipes") / f"{path.stem}.yaml"
         remedy = f"did you mean {meant}?" if meant.is_file() else "the shipped ones are in recipes/"
@@ -131,8 +137,8 @@ def _read(path: Path) -> _Source:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise RecipeError(f"{path}:{line}: expected UTF-8; save the file as UTF-8") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, FileError) as error:
+        raise RecipeError(str(world_error(error) or error)) from None
     try:
         loaded = load_yaml(text)
     except YAMLError as error:
@@ -177,14 +183,14 @@ def _merge(
 def _override(source: _Source, override: str) -> _Source:
     dotted, equals, text = override.partition("=")
     keys = dotted.split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"{override}: expected an override of the form train.epochs=5")
+    if not equals or not all(keys) or len(keys) > MOST_LEVELS:
+        raise RecipeError(f"{shorten(override)}: expected an override of the form train.epochs=5")
     try:
         value = plain(load_yaml(text, tuple(keys))) if text.strip() else None
     except NotPlainError as error:
-        raise RecipeError(f"{override}: {error.problem}") from None
+        raise RecipeError(f"{shorten(override)}: {error.problem}") from None
     except YAMLError:
-        raise RecipeError(f"{override}: the value is not YAML") from None
+        raise RecipeError(f"{shorten(override)}: the value is not YAML") from None
     places = {path: place for path, place in source.places.items() if path[: len(keys)] != tuple(keys)}
     return _Source(_set(source.tree, keys, value), places | {tuple(keys): override})
 

@@ -190,7 +190,10 @@ def test_what_was_meant_by_a_name_is_said(tmp_path, monkeypatch):
     assert problems(Path("recipes")) == [
         "recipes: expected a recipe file; got a folder; name one of its files, or ppe-lora sweep recipes"
     ]
-    assert problems(Path("recipes/demo.yaml/x")) == ["recipes/demo.yaml/x: cannot be read: Not a directory"]
+    assert problems(Path("recipes/demo.yaml/x")) == [
+        "recipes/demo.yaml/x: expected folders on the way to it; got Not a directory; a file has the name of one; move "
+        "that file, or choose another name"
+    ]
 
 
 @pytest.mark.parametrize(

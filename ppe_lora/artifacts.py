@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ppe_lora.boundary import check_file, naming
 from ppe_lora.errors import FileError
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets", "mistral-common")
@@ -31,11 +32,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming(path):
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
@@ -56,7 +58,8 @@ def sync(path: Path) -> None:
         return
     descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -105,9 +108,11 @@ def read_json(path: Path) -> Any:
     Raises:
         FileError: It is none.
     """
+    check_file(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        with naming(path):
+            return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise FileError(
             f"{path}: expected JSON; got a torn or changed file ({error}); delete it and repeat the command that wrote "
             "it"
@@ -115,9 +120,25 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """Read a file of one JSON value a line."""
-    with path.open(encoding="utf-8") as lines:  # not splitlines(): texts hold other line ends, such as U+2028
-        return [json.loads(line) for line in lines if line.strip()]
+    """Read a file of one JSON value a line.
+
+    Raises:
+        FileError: A line is none.
+    """
+    check_file(path)
+    values, number = [], 0
+    try:
+        with naming(path), path.open("rb") as lines:  # as bytes only a line feed ends a line, and texts hold U+2028
+            for line in lines:
+                number += 1
+                if line.strip():
+                    values.append(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        raise FileError(
+            f"{path}:{number}: expected JSON; got a torn or changed file ({error}); delete it and repeat the command "
+            "that wrote it"
+        ) from None
+    return values
 
 
 def hash_text(text: str) -> str:
@@ -132,7 +153,8 @@ def hash_json(content: Any) -> str:
 
 def hash_file(path: Path) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    check_file(path)
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 

@@ -164,12 +164,11 @@ def in_words(doing: str = "", remedy: str = "") -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an OSError that names no file this one: writing to an open file fails without its name."""
+    """Let an OSError name this file: one from an open file names none, and one from a temporary file that one."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = str(path)
+        error.filename, error.filename2 = str(path), None
         raise
 
 

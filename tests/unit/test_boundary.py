@@ -140,11 +140,12 @@ def test_an_error_while_another_one_is_handled_is_judged_by_itself():
     assert world_error(bug) is None
 
 
-def test_a_file_without_a_name_is_named(tmp_path):
-    """`write` on an open file says "No space left on device" and not where."""
-    with pytest.raises(OSError, match="full") as caught, naming(tmp_path / "a"):
-        raise OSError(errno.ENOSPC, "full")
-    assert caught.value.filename == str(tmp_path / "a")
+def test_the_file_is_named_that_the_user_knows():
+    """`write` on an open file says "No space left on device" and not where; a temporary file's name says nothing."""
+    for names in ((), (".a.tmp",), (".a.tmp", None, "a")):
+        with pytest.raises(OSError, match="full") as caught, naming(Path("out/a")):
+            raise OSError(errno.ENOSPC, "full", *names)
+        assert str(world_error(caught.value)).startswith("out/a: expected room on the disk; got full; ")
 
 
 @pytest.mark.parametrize(

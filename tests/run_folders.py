@@ -120,11 +120,12 @@ def _write(
     rejected: Sequence[str], more: dict[str, float], timed: int = 0,
 ) -> list[dict[str, Any]]:  # fmt: skip
     target_NK = targets_matrix(rows, task)
-    noise_NK = rng.gamma(2.0, 6.0, target_NK.shape) * np.linspace(0.7, 1.6, len(task.keys))
+    percent = task.span / 100
+    noise_NK = percent * rng.gamma(2.0, 6.0, target_NK.shape) * np.linspace(0.7, 1.6, len(task.keys))
     blurred_NK = skill * target_NK + (1 - skill) * train_NK.mean(axis=0)
     mean_NK = np.vectorize(task.round)(blurred_NK + rng.normal(0, 1, target_NK.shape) * noise_NK)
     sd_NK = np.sqrt(noise_NK**2 + ((1 - skill) * target_NK.std(axis=0)) ** 2).round(2)
-    greedy_NK = np.vectorize(task.round)(mean_NK + rng.normal(0, 1, target_NK.shape) * 20)
+    greedy_NK = np.vectorize(task.round)(mean_NK + rng.normal(0, 1, target_NK.shape) * 20 * percent)
     predictions, outcomes, waits = [], [], (20 + rng.gamma(2.0, 3.0, timed)).tolist()
     for n, row in enumerate(rows):
         text = task.render(dict(zip(task.keys, greedy_NK[n].tolist(), strict=True)))

@@ -38,9 +38,9 @@ class Paired(NamedTuple):
 
     difference: Interval
     """Ours minus theirs, in the unit of the errors: below 0 we are better."""
-    ratio: Interval
+    ratio: Interval | None
     """Ours over theirs: 0.7 is 30 % less error. It excludes 1 exactly where the difference excludes 0. Its ends are NaN
-    where they are wrong on so few rows that some draws have no error of theirs."""
+    where they are wrong on so few rows that some draws have no error of theirs; None where they are never wrong."""
     rows: int
 
     @property
@@ -73,13 +73,13 @@ def paired_errors(ours_N: Matrix, theirs_N: Matrix, level: float = LEVEL) -> Pai
     The same draws serve the difference and the ratio, so that the two never contradict each other.
 
     Raises:
-        MetricError: Fewer than two rows, another number on one side, or no error at all on theirs.
+        MetricError: Fewer than two rows, or another number on one side.
     """
     from scipy.stats import DegenerateDataWarning, bootstrap  # slow to import
 
     _check(ours_N)
-    if ours_N.shape != theirs_N.shape or not theirs_N.any():
-        raise MetricError(f"intervals: expected errors above 0 of {len(ours_N)} rows; got {theirs_N.shape}")
+    if ours_N.shape != theirs_N.shape:
+        raise MetricError(f"intervals: expected errors of {len(ours_N)} rows; got {theirs_N.shape}")
 
     def both(ours: Matrix, theirs: Matrix, axis: int = -1) -> Matrix:
         one, other = np.asarray(ours.mean(axis)), np.asarray(theirs.mean(axis))
@@ -91,7 +91,7 @@ def paired_errors(ours_N: Matrix, theirs_N: Matrix, level: float = LEVEL) -> Pai
         lows, highs = bootstrap((ours_N, theirs_N), both, **settings).confidence_interval
     ends = zip(both(ours_N, theirs_N).tolist(), lows.tolist(), highs.tolist(), strict=True)
     difference, ratio = (Interval(*end) for end in ends)
-    return Paired(difference, ratio, len(ours_N))
+    return Paired(difference, ratio if theirs_N.any() else None, len(ours_N))
 
 
 def expanded_level(rows: int, level: float = LEVEL) -> float:

@@ -3,6 +3,7 @@
 Shape suffixes: N rows, K keys. `_norm` means that the task's range is mapped to 0-1 first, `_raw` task units.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ Matrix = NDArray[np.float64]
 
 METRIC_VERSION = 2
 """Raised when the meaning of a metric changes: figures of different versions are not comparable."""
+
+
+_COLLAPSE_ROWS = 10
 
 
 class Scale(NamedTuple):
@@ -182,23 +186,64 @@ def latency_metrics(latencies_ms: Sequence[float]) -> dict[str, float]:
     return {"latency_ms_p50": float(p50), "latency_ms_p95": float(p95), "latency_ms_p99": float(p99)}
 
 
-def collapse_warnings(predicted_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> list[str]:
-    """What looks wrong with a set of accepted answers, in words; empty when nothing does.
+class Rounded(NamedTuple):
+    """Answers that keep to a coarser scale than the task's."""
 
-    Looks for answers that hardly vary between requests (the mean or the mode answered every time: spread below a
-    fifth of the targets') and for answers that are multiples of ten far more often than the targets are.
-    """
-    if len(predicted_NK) < 10:
+    unit: float
+    """What nearly all of them are multiples of, in task units."""
+    share: float
+    target_share: float
+    """Of the targets that are such multiples."""
+
+
+def flat_keys(predicted_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> list[str]:
+    """Keys whose accepted answers hardly vary between requests (the mean or the mode answered every time): their spread
+    is below a fifth of the targets'. None for fewer than ten rows."""
+    if len(predicted_NK) < _COLLAPSE_ROWS:
         return []
+    flat_K = (predicted_NK.std(axis=0) < 0.2 * target_NK.std(axis=0)) & varies(target_NK)
+    return [key for key, is_flat in zip(task.keys, flat_K, strict=True) if is_flat]
+
+
+def rounded_answers(predicted_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> Rounded | None:
+    """Whether accepted answers are multiples of the task's round number far more often than the targets are; None where
+    they are not, for fewer than ten rows, and on a scale that has no coarser one."""
+    unit = round_unit(task)
+    if unit is None or len(predicted_NK) < _COLLAPSE_ROWS:
+        return None
+    # In steps of the task, which are whole: a remainder of tenths is never exact.
+    steps, whole = 10.0**task.decimals, round(unit * 10.0**task.decimals)
+    share, target_share = (
+        float(np.mean(np.mod(np.rint(values * steps), whole) == 0)) for values in (predicted_NK, target_NK)
+    )
+    return Rounded(unit, share, target_share) if share > max(0.5, 2 * target_share) else None
+
+
+def round_unit(task: ScoresTask) -> float | None:
+    """The power of ten that scores of a task are rounded to by who rounds them: the largest one that goes into the
+    range four times. None where that is a step of the scale itself, so that every score is a multiple of it.
+
+    Example:
+        >>> round_unit(ScoresTask()), round_unit(ScoresTask(low=1, high=5, decimals=1))
+        (10.0, 1.0)
+        >>> round_unit(ScoresTask(low=0, high=5)) is None
+        True
+    """
+    exponent = math.floor(math.log10(task.span / 4))
+    return 10.0**exponent if exponent > -task.decimals else None
+
+
+def collapse_warnings(predicted_NK: Matrix, target_NK: Matrix, task: ScoresTask) -> list[str]:
+    """What looks wrong with a set of accepted greedy answers, in words; empty when nothing does (see `flat_keys` and
+    `rounded_answers`)."""
     warnings = []
-    spread_K, target_spread_K = predicted_NK.std(axis=0), target_NK.std(axis=0)
-    flat_K = (spread_K < 0.2 * target_spread_K) & varies(target_NK)
-    flat = [key for key, is_flat in zip(task.keys, flat_K, strict=True) if is_flat]
-    if flat:
-        warnings.append(f"answers hardly vary between requests for {', '.join(flat)}: collapsed to one value")
-    round_share, target_share = (float(np.mean(np.mod(values, 10) == 0)) for values in (predicted_NK, target_NK))
-    if round_share > max(0.5, 2 * target_share):
-        warnings.append(f"{round_share:.0%} of the scores are multiples of ten (targets: {target_share:.0%})")
+    if flat := flat_keys(predicted_NK, target_NK, task):
+        warnings.append(f"greedy answers hardly vary between requests for {', '.join(flat)}: collapsed to one value")
+    if rounded := rounded_answers(predicted_NK, target_NK, task):
+        warnings.append(
+            f"{rounded.share:.0%} of the greedy scores are multiples of {rounded.unit:g} "
+            f"(targets: {rounded.target_share:.0%})"
+        )
     return warnings
 
 

@@ -31,7 +31,7 @@ class KeyErrors(NamedTuple):
     error: Interval
     """mse_norm."""
     against: dict[str, Paired]
-    """Beside each baseline that is ever wrong."""
+    """Beside each baseline."""
     bias: Interval | None
     """Mean answer minus mean target, in task units; None for fewer than two accepted answers."""
     spread: float | None
@@ -84,7 +84,7 @@ def errors_by_key(
         told = len(own_N) > 1 and bool(varies(true_N))
         found[key] = KeyErrors(
             mean_interval(error_NK[:, k]),
-            {name: paired_errors(error_NK[:, k], other_N) for name, other_N in others.items() if other_N.any()},
+            {name: paired_errors(error_NK[:, k], other_N) for name, other_N in others.items()},
             mean_interval(own_N - true_N) if len(own_N) > 1 else None,
             float(own_N.std() / true_N.std()) if told else None,
         )
@@ -151,6 +151,7 @@ def _root_mean_square(values: Matrix) -> float:
 def _slice(field: str, value: str, inside_N: np.ndarray, error_N: Matrix, train_mean_N: Matrix) -> SliceErrors:
     own_N, rest_N = error_N[inside_N], error_N[~inside_N]
     ratio = paired_errors(own_N, train_mean_N[inside_N], _SURE).ratio
+    assert ratio is not None  # the train mean is wrong somewhere in a slice
     worse = own_N.mean() > _MORE * error_N.mean() and ratio.low * train_mean_N[~inside_N].mean() > rest_N.mean()
     return SliceErrors(field, value, len(own_N), mean_interval(own_N), ratio.value, bool(worse))
 

@@ -9,7 +9,7 @@ from ppe_lora.evaluation.selection import format_rate
 from ppe_lora.recipe.schema import GenerateSource
 from ppe_lora.report.page import Words
 from ppe_lora.report.run_analysis import Analysis
-from ppe_lora.report.run_words import NAMES, change_between
+from ppe_lora.report.run_words import NAMES, beside_between
 from ppe_lora.tasks.scores import Answer
 
 Status = Literal["passed", "failed", "not done"]
@@ -111,16 +111,28 @@ def _gate(analysis: Analysis) -> Check:
 
 
 def _baselines(analysis: Analysis) -> Check:
-    told = []
+    told, missing = [], _not_measured(analysis)
     for name, paired in analysis.against.items():
-        between = change_between(paired.ratio)
-        told.append(Words(f"{between.en} error than {NAMES[name].en}", f"「{NAMES[name].ja}」より {between.ja}"))
+        told.append(beside_between(paired, Words(NAMES[name].en, f"「{NAMES[name].ja}」")))
     return Check(
-        Words("mse_norm better than every baseline", "mse_norm がすべてのベースラインより良い"),
+        Words("mse_norm better than every baseline measured", "mse_norm が測定したすべてのベースラインより良い"),
         "passed" if all(paired.surely_better for paired in analysis.against.values()) else "failed",
         Words(
-            f"{'; '.join(one.en for one in told)} (95 % intervals)", f"{'、'.join(one.ja for one in told)}(95 % 区間)"
+            f"{analysis.read_out}: {'; '.join(one.en for one in told)} (95 % intervals){missing.en}",
+            f"{analysis.read_out}: {'、'.join(one.ja for one in told)}(95 % 区間){missing.ja}",
         ),
+    )
+
+
+def _not_measured(analysis: Analysis) -> Words:
+    """Baselines that only a command measures, and that command."""
+    absent = [name for name in ("embeddings", "untuned", "plain_sft") if name not in analysis.against]
+    if not absent:
+        return Words("", "")
+    option = " --models" if absent != ["embeddings"] else ""
+    return Words(
+        f"; not measured: {', '.join(NAMES[name].en for name in absent)}; `ppe-lora baselines RECIPE{option}`",
+        f"。未測定: {'、'.join(NAMES[name].ja for name in absent)}(`ppe-lora baselines RECIPE{option}`)",
     )
 
 

@@ -7,15 +7,10 @@ from ppe_lora.evaluation.comparison import Comparison, ReadOuts, RowChange
 from ppe_lora.evaluation.paired import Difference
 from ppe_lora.report.leaderboard import interval, number, p_value
 from ppe_lora.report.page import Words
+from ppe_lora.report.run_words import READ_OUTS
 
 SHOWN_ROWS = 20
 """Of the rows that changed most, to either side."""
-READ_OUTS = {
-    "greedy": Words("greedy text", "貪欲デコード"),
-    "posterior_mean": Words("posterior mean", "事後平均"),
-    "posterior_median": Words("posterior median", "事後中央値"),
-    "calibrated": Words("corrected posterior mean", "補正した事後平均"),
-}
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> str:

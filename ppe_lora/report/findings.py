@@ -1,4 +1,4 @@
-"""What deserves a look in a data set, each with the place on the page that shows it."""
+"""What deserves a look in a data set, each with what to do about it and the place on the page that shows it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ class Finding(NamedTuple):
     """Something that deserves a look."""
 
     words: Words
+    deed: Words
+    """What to do about it."""
     section: str
     """Id of the section that shows it."""
 
@@ -49,6 +51,10 @@ def _files(recipe: Recipe, data: DataSet) -> Iterator[Finding]:
                 f"Changed after the data set was made: {names}. Its manifest no longer describes it.",
                 f"作成後に変更されたファイル: {names}。manifest.json の内容と一致しません。",
             ),
+            Words(
+                "Put them back, or make the data set again with `ppe-lora data build`.",
+                "元に戻すか、`ppe-lora data build` で作り直してください。",
+            ),
             "made",
         )
     made_with = data.manifest.get("inputs", {}).get("data", {})
@@ -56,11 +62,10 @@ def _files(recipe: Recipe, data: DataSet) -> Iterator[Finding]:
     if any(name in made_with and made_with[name] != now[name] for name in now):
         yield Finding(
             Words(
-                "The recipe now has other filter or split settings than this data set was made with; "
-                "`ppe-lora data build` makes it anew.",
-                "レシピのフィルタまたは分割の設定が、このデータの作成時と異なります。"
-                "`ppe-lora data build` で作り直せます。",
+                "The recipe now has other filter or split settings than this data set was made with.",
+                "レシピのフィルタまたは分割の設定が、このデータの作成時と異なります。",
             ),
+            Words("`ppe-lora data build` makes it anew.", "`ppe-lora data build` で作り直せます。"),
             "made",
         )
 
@@ -74,6 +79,10 @@ def _rejects(described: Description) -> Iterator[Finding]:
                 f"{share} of the candidates were rejected, most often by the rule “{first.name}” ({first.rows:,}).",
                 f"候補の {share} が除外されました。最も多い規則は「{first.name}」({first.rows:,} 件)です。",
             ),
+            Words(
+                "Read its examples: change the teacher's prompt where they are bad, the filter where they are good.",
+                "例を確認し、悪い例なら教師のプロンプトを、良い例ならフィルタの設定を変えてください。",
+            ),
             "rejects",
         )
 
@@ -86,6 +95,10 @@ def _splits(recipe: Recipe, data: DataSet, stats: Mapping[str, Any], described: 
             Words(
                 f"Few rows in {names}: differences between models smaller than a few percent will be chance.",
                 f"{names} の件数が少なく、モデル間の数パーセントの差は偶然と区別できません。",
+            ),
+            Words(
+                f"Add rows, or raise data.split, until each has {_FEW_ROWS} or more.",
+                f"各分割が {_FEW_ROWS} 件以上になるよう、データか data.split を増やしてください。",
             ),
             "balance",
         )
@@ -103,6 +116,14 @@ def _splits(recipe: Recipe, data: DataSet, stats: Mapping[str, Any], described: 
                 f"類似度 {recipe.data.split.group:g} 以上の依頼文 {described.near.across:,} 組が別々の分割にあります"
                 f"({why.ja})。検証・テストの一部が学習済みになります。",
             ),
+            Words(
+                "Leave out data.source.split, so that alike requests stay together, or read the errors as too small.",
+                "data.source.split を外して類似の依頼文を同じ分割にするか、誤差は小さめに出ると考えてください。",
+            )
+            if official
+            else Words(
+                "Make the data set again with `ppe-lora data build`.", "`ppe-lora data build` で作り直してください。"
+            ),
             "near",
         )
     other = [
@@ -116,6 +137,10 @@ def _splits(recipe: Recipe, data: DataSet, stats: Mapping[str, Any], described: 
             Words(
                 f"Another mix than in the training rows: {'; '.join(other)}.",
                 f"学習データと構成が異なります: {'; '.join(other)}。",
+            ),
+            Words(
+                "Split the rows anew where they are to be alike; else report errors by slice.",
+                "同じ構成にすべきなら分割し直し、そうでなければ区分別の誤差で判断してください。",
             ),
             "balance",
         )
@@ -148,6 +173,10 @@ def _bent(described: Description, stats: Mapping[str, Any]) -> Iterator[Finding]
                 f"The filters bent the distribution of {names}: what was kept is not spread as what was asked for.",
                 f"フィルタによって {names} の分布が変わりました。採用分は候補と異なる広がりです。",
             ),
+            Words(
+                "See below which rule rejects what is missing; ask for more of it, or loosen that rule.",
+                "不足分をどの規則が除外したかを下で確認し、その候補を増やすか規則を緩めてください。",
+            ),
             "balance" if bent[0] in described.fields else "keys",
         )
 
@@ -160,6 +189,7 @@ def _texts(recipe: Recipe, described: Description) -> Iterator[Finding]:
                 f"{described.too_long:,} rows are longer than student.max_tokens ({limit}): training leaves them out.",
                 f"{described.too_long:,} 件が student.max_tokens ({limit}) を超えるため、学習では使われません。",
             ),
+            Words("Raise student.max_tokens.", "student.max_tokens を上げてください。"),
             "lengths",
         )
     if described.contradictions:
@@ -167,6 +197,10 @@ def _texts(recipe: Recipe, described: Description) -> Iterator[Finding]:
             Words(
                 f"In {described.contradictions:,} rows the words contradict the numbers.",
                 f"{described.contradictions:,} 件で、文章と数値が矛盾しています。",
+            ),
+            Words(
+                "Read the oddest ones; correct or remove them, or filter by data.filters.relabel.",
+                "特に不自然な行を確認して直すか除き、または data.filters.relabel で除外してください。",
             ),
             "odd",
         )
@@ -177,6 +211,10 @@ def _texts(recipe: Recipe, described: Description) -> Iterator[Finding]:
             Words(
                 f"To a simple reader the words say next to nothing about {names}.",
                 f"簡単なモデルで読む限り、文章は {names} についてほとんど何も語っていません。",
+            ),
+            Words(
+                "Read some rows: where a person cannot tell it from the words either, leave the key out of task.keys.",
+                "行をいくつか読み、人にも判断できないなら task.keys から外してください。",
             ),
             "keys",
         )
@@ -189,9 +227,11 @@ def _narrow(recipe: Recipe, stats: Mapping[str, Any]) -> Iterator[Finding]:
         names = ", ".join(narrow)
         yield Finding(
             Words(
-                f"Nine tenths of the training values lie within a third of the range: {names}. "
+                f"Nine tenths of the training values lie within a third of the range: {names}.",
+                f"学習値の9割が範囲の3分の1以内に集まっています: {names}。",
+            ),
+            Words(
                 "Compare errors with those of always answering the mean.",
-                f"学習値の9割が範囲の3分の1以内に集まっています: {names}。"
                 "誤差は「常に平均を答える」場合と比べてください。",
             ),
             "keys",

@@ -1,12 +1,12 @@
 """What the files of a run say together, before any of it is put into words. N test rows, K keys."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import norm
 
 from ppe_lora.corpus.rows import targets_matrix
-from ppe_lora.errors import MetricError
 from ppe_lora.evaluation.correct import posterior_means
 from ppe_lora.evaluation.intervals import Interval, Paired, mean_interval, paired_errors
 from ppe_lora.evaluation.metrics import Matrix
@@ -22,7 +22,10 @@ from ppe_lora.evaluation.row_errors import (
 )
 from ppe_lora.recipe.schema import ReadOut
 from ppe_lora.report.run_folder import RunFolder
+from ppe_lora.tasks.scores import ScoresTask
 
+WITHOUT_HEAD = "without_head"
+"""The correction that engines serve where the run's own uses the head."""
 _LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
@@ -30,7 +33,7 @@ class Predictor(NamedTuple):
     """The error of one predictor on the test rows."""
 
     name: str
-    """A baseline's name or a read-out."""
+    """A baseline's name, a read-out, or `WITHOUT_HEAD`."""
     error: Interval
     """mse_norm."""
     against: Paired | None
@@ -70,6 +73,9 @@ class Analysis(NamedTuple):
     """Baselines, then read-outs, the served one among them."""
     keys: dict[str, KeyErrors]
     slices: list[SliceErrors]
+    weights: dict[str, Paired]
+    """What is not served but comes from the same weights (greedy text, the posterior mean, `WITHOUT_HEAD`), each beside
+    always answering the train mean."""
     doubt: Doubt | None
     """None where the model gives no distributions."""
 
@@ -88,18 +94,14 @@ def analyse(run: RunFolder) -> Analysis:
     """Judge a run's answers.
 
     Raises:
-        MetricError: Fewer than two test rows, or always answering the train mean has no error on them.
+        MetricError: Fewer than two test rows.
     """
     task, read_out = run.recipe.task, run.recipe.evaluate.read_out
     target_NK = targets_matrix(run.rows, task)
     answer_NK = _answers(run, read_out)
     error_NK = squared_errors(answer_NK, target_NK, task)
     trivial_NK = squared_errors(run.baselines["train_mean"], target_NK, task)
-    if not trivial_NK.any():
-        raise MetricError(
-            f"{run.path}: expected test rows with targets that vary; got {len(run.rows)} that all have the train mean, "
-            "so no model can do better than it, and there is nothing to report; test on other rows"
-        )
+    answers = _read_outs(run)
     shown = {name: run.baselines[name] for name in ("train_mean", "ridge")}
     return Analysis(
         run=run,
@@ -108,9 +110,14 @@ def analyse(run: RunFolder) -> Analysis:
         answer_NK=answer_NK,
         error_NK=error_NK,
         error=mean_interval(error_NK.mean(axis=1)),
-        predictors=_predictors(run, read_out, error_NK, target_NK),
+        predictors=_predictors(run.baselines | answers, read_out, error_NK, target_NK, task),
         keys=errors_by_key(answer_NK, target_NK, shown, task),
         slices=errors_by_slice(run.rows, error_NK.mean(axis=1), trivial_NK.mean(axis=1)),
+        weights={
+            name: paired_errors(squared_errors(answers[name], target_NK, task).mean(axis=1), trivial_NK.mean(axis=1))
+            for name in ("greedy", "posterior_mean", WITHOUT_HEAD)
+            if name in answers and name != read_out
+        },
         doubt=_doubt(run, target_NK),
     )
 
@@ -123,17 +130,27 @@ def _answers(run: RunFolder, read_out: str) -> Matrix:
     return np.array([[(row[field] or silent)[key] for key in keys] for row in run.predictions], dtype=float)
 
 
-def _predictors(run: RunFolder, served: ReadOut, error_NK: Matrix, target_NK: Matrix) -> list[Predictor]:
-    task = run.recipe.task
-    answers = dict(run.baselines)
-    answers["greedy"] = _answers(run, "greedy")
-    if _has_distributions(run):
-        names = ("posterior_mean", "posterior_median", "calibrated")
-        answers |= {name: _answers(run, name) for name in names if name in run.predictions[0]}
+def _read_outs(run: RunFolder) -> dict[str, Matrix]:
+    """Answers of every read-out that the run has, and those that engines serve where they are others."""
+    answers = {"greedy": _answers(run, "greedy")}
+    if not _has_distributions(run):
+        return answers
+    names = ("posterior_mean", "posterior_median", "calibrated")
+    answers |= {name: _answers(run, name) for name in names if name in run.predictions[0]}
+    if run.engine_calibration is not None:
+        task = run.recipe.task
+        corrected_NK = run.engine_calibration.correct(posterior_means(run.predictions, task), task)
+        answers[WITHOUT_HEAD] = np.vectorize(task.round, otypes=[float])(corrected_NK)
+    return answers
+
+
+def _predictors(
+    answers: Mapping[str, Matrix], served: ReadOut, error_NK: Matrix, target_NK: Matrix, task: ScoresTask
+) -> list[Predictor]:
     predictors = []
     for name, answer_NK in answers.items():
         other_N = squared_errors(answer_NK, target_NK, task).mean(axis=1)
-        against = paired_errors(error_NK.mean(axis=1), other_N) if name != served and other_N.any() else None
+        against = paired_errors(error_NK.mean(axis=1), other_N) if name != served else None
         predictors.append(Predictor(name, mean_interval(other_N), against))
     return predictors
 
@@ -164,6 +181,10 @@ def _doubt(run: RunFolder, target_NK: Matrix) -> Doubt | None:
         calibrated="coverage_calibrated@80" in run.metrics,
         covered=coverage(low_NK, high_NK, target_NK),
         by_key=by_key,
-        reliability=[(level, coverage(*normal(level), target_NK).value) for level in _LEVELS],
+        reliability=[(level, _inside(*normal(level), target_NK)) for level in _LEVELS],
         bins=errors_by_doubt(sd_NK, mean_NK, target_NK),
     )
+
+
+def _inside(low_NK: Matrix, high_NK: Matrix, target_NK: Matrix) -> float:
+    return float(((low_NK <= target_NK) & (target_NK <= high_NK)).mean())

@@ -1,12 +1,14 @@
 """The figures of a run's report. Colours are CSS variables and words are bilingual; the page fills them in."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.row_errors import DoubtBin
+from ppe_lora.evaluation.selection import selected_by
+from ppe_lora.recipe.schema import ReadOut
 from ppe_lora.report.figures import AXIS, COUNT_AXIS, LAYOUT
 from ppe_lora.report.page import Words
 from ppe_lora.tasks.scores import ScoresTask
@@ -14,25 +16,56 @@ from ppe_lora.tasks.scores import ScoresTask
 MOST_POINTS = 300
 """Rows drawn per key; a picture of more is a blot, and slow to open."""
 _TARGET_BINS = 10
-EPOCH_LINES = (
-    ("mse_norm_posterior_mean", Words("mse_norm, posterior mean", "mse_norm(分布の平均)"), "--split-0", "solid"),
-    ("mse_norm", Words("mse_norm, greedy text", "mse_norm(貪欲デコード)"), "--split-1", "dash"),
-    ("train_mean_mse_norm", Words("mse_norm, train mean", "mse_norm(学習平均)"), "--muted", "dot"),
-    ("valid_loss", Words("valid/loss", "valid/loss"), "--split-2", "solid"),
-    ("train_loss", Words("train/loss", "train/loss"), "--split-3", "dash"),
-)
-"""Metric of an epoch, its name, colour and dash; the last two are token losses."""
 _LOSSES = ("valid_loss", "train_loss")
 
 
-def epochs_figure(epochs: Mapping[int, Mapping[str, float]], selected: int) -> Any:
+class EpochLine(NamedTuple):
+    """One figure of every epoch, as a line of the picture and a column of the table."""
+
+    metric: str
+    words: Words
+    color: str
+    dash: str
+
+
+def epoch_lines(read_out: ReadOut) -> list[EpochLine]:
+    """The metric that selects the epoch, the other read-outs', the train mean's, and both token losses."""
+    selects = selected_by(read_out)
+    names = {
+        "mse_norm_posterior_mean": Words("posterior mean", "分布の平均"),
+        "mse_norm_posterior_median": Words("posterior median", "分布の中央値"),
+        "mse_norm": Words("greedy text", "貪欲デコード"),
+    }
+    shown = dict.fromkeys([selects, "mse_norm_posterior_mean", "mse_norm"])
+    chosen = Words(" (selects)", "(選択に使用)")
+    lines = [
+        EpochLine(
+            metric,
+            Words(
+                f"mse_norm, {names[metric].en}{chosen.en * (metric == selects)}",
+                f"mse_norm({names[metric].ja}){chosen.ja * (metric == selects)}",
+            ),
+            f"--split-{number}",
+            "solid" if metric == selects else "dash",
+        )
+        for number, metric in enumerate(shown)
+    ]
+    return [
+        *lines,
+        EpochLine("train_mean_mse_norm", Words("mse_norm, train mean", "mse_norm(学習平均)"), "--muted", "dot"),
+        EpochLine("valid_loss", Words("valid/loss", "valid/loss"), "--split-2", "solid"),
+        EpochLine("train_loss", Words("train/loss", "train/loss"), "--split-3", "dash"),
+    ]
+
+
+def epochs_figure(epochs: Mapping[int, Mapping[str, float]], selected: int, shown_lines: Sequence[EpochLine]) -> Any:
     """The true error above, the token loss below, by epoch; a line stands at the selected one."""
     import plotly.graph_objects as go
 
     figure = go.Figure(layout=LAYOUT)
     numbers = sorted(epochs)
     highest = {"y": 0.0, "y2": 0.0}
-    for metric, words, color, dash in EPOCH_LINES:
+    for metric, words, color, dash in shown_lines:
         shown = [(epoch, epochs[epoch][metric]) for epoch in numbers if metric in epochs[epoch]]
         axis = "y2" if metric in _LOSSES else "y"
         highest[axis] = max([highest[axis], *(value for _, value in shown)])
@@ -78,7 +111,7 @@ def answers_figure(
     inside_N = np.ones(len(target_N), dtype=bool)
     if ends is not None:
         inside_N = (ends[0] <= target_N) & (target_N <= ends[1])
-        _add_intervals(figure, target_N[drawn], ends[0][drawn], ends[1][drawn])
+        _add_intervals(figure, target_N[drawn], ends[0][drawn], ends[1][drawn], task.figure_decimals)
     low, high = task.low, task.high
     figure.add_scatter(
         x=[low, high], y=[low, high], mode="lines", line={"color": "var(--muted)", "width": 1}, hoverinfo="skip"
@@ -129,18 +162,18 @@ def reliability_figure(reliability: Sequence[tuple[float, float]], calibrated: t
     return figure
 
 
-def doubt_figure(bins: Sequence[DoubtBin]) -> Any:
+def doubt_figure(bins: Sequence[DoubtBin], task: ScoresTask) -> Any:
     """The error found against the error the model expected, in task units, in bins of its doubt."""
     import plotly.graph_objects as go
 
     figure = go.Figure(layout=LAYOUT)
-    top = 1.1 * max(max(one.said, one.found) for one in bins)
+    top, shown = 1.1 * max(max(one.said, one.found) for one in bins) or 1, f".{task.figure_decimals}f"
     _add_diagonal(figure, top)
     said, found = Words("expected error", "予想した誤差").in_figure, Words("error found", "実際の誤差").in_figure
     figure.add_scatter(
         x=[one.said for one in bins], y=[one.found for one in bins], customdata=[one.scores for one in bins],
         mode="lines+markers", line={"color": "var(--kept)", "width": 2}, marker={"size": 7},
-        hovertemplate=f"{said} %{{x:.1f}}, {found} %{{y:.1f}} (%{{customdata:,}})<extra></extra>",
+        hovertemplate=f"{said} %{{x:{shown}}}, {found} %{{y:{shown}}} (%{{customdata:,}})<extra></extra>",
     )  # fmt: skip
     axis = AXIS | {"range": [0, top], "nticks": 6, "showgrid": True, "gridcolor": "var(--line)"}
     figure.update_layout(
@@ -176,10 +209,11 @@ def latency_figure(waits_ms: Sequence[float], quantiles: Mapping[str, float]) ->
 _TARGET, _ANSWER = Words("target", "目標値"), Words("answer", "回答")
 
 
-def _add_intervals(figure: Any, target_N: Matrix, low_N: Matrix, high_N: Matrix) -> None:
+def _add_intervals(figure: Any, target_N: Matrix, low_N: Matrix, high_N: Matrix, decimals: int) -> None:
     # One path for all intervals, broken by gaps: hundreds of separate ones take seconds to draw.
     x, y = [], []
-    for target, low, high in zip(target_N.tolist(), low_N.round(1).tolist(), high_N.round(1).tolist(), strict=True):
+    ends = (end_N.round(decimals).tolist() for end_N in (low_N, high_N))
+    for target, low, high in zip(target_N.tolist(), *ends, strict=True):
         x += [target, target, None]
         y += [low, high, None]
     figure.add_scatter(
@@ -194,7 +228,7 @@ def _add_mean_line(figure: Any, target_N: Matrix, answer_N: Matrix, task: Scores
         x=[float(target_N[bin_N == index].mean()) for index in shown],
         y=[float(answer_N[bin_N == index].mean()) for index in shown],
         mode="lines", line={"color": "var(--ink)", "width": 2.5},
-        hovertemplate=f"{Words('mean answer', '回答の平均').in_figure} %{{y:.1f}}<extra></extra>",
+        hovertemplate=f"{Words('mean answer', '回答の平均').in_figure} %{{y:.{task.figure_decimals}f}}<extra></extra>",
     )  # fmt: skip
 
 

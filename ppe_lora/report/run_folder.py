@@ -11,6 +11,7 @@ from ppe_lora.artifacts import read_json, read_jsonl
 from ppe_lora.corpus.description import DataSet, read_dataset
 from ppe_lora.corpus.rows import Row, split_path
 from ppe_lora.errors import RunError
+from ppe_lora.evaluation.calibration import Calibration, read_calibration
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.stored import check_finished, check_recipe
 from ppe_lora.evaluation.test_set import check_test_rows
@@ -35,6 +36,10 @@ class RunFolder(NamedTuple):
     predictions: list[dict[str, Any]]
     baselines: dict[str, Matrix]
     """Answers (N, K) of each baseline, in task units."""
+    calibration: Calibration | None
+    """The correction that is served; None where the run has none."""
+    engine_calibration: Calibration | None
+    """The one for engines, which do not read the head, where `calibration` uses it; else None."""
     epochs: dict[int, dict[str, float]]
     """Metrics of each epoch, on the validation rows."""
     epoch_seconds: dict[int, float]
@@ -53,6 +58,7 @@ def read_run_folder(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
     Raises:
         RunError: The run is not finished (see `check_finished`), or is of another recipe or of other test rows.
         DataError: The data set is missing or broken.
+        ModelError: The correction is broken.
     """
     check_finished(run_dir)
     check_recipe(
@@ -66,6 +72,7 @@ def read_run_folder(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
     if "latency" not in test:
         raise RunError(f"{run_dir / 'test'}: is of an earlier version; run `ppe-lora evaluate RECIPE`")
     predictions = read_jsonl(run_dir / "test" / "eval_predictions.jsonl")
+    calibration, engine_calibration = _calibrations(run_dir / "calibration.json", recipe.task)
     row_of = {row.id: row for row in data.by_split["test"]}
     return RunFolder(
         path=run_dir,
@@ -78,6 +85,8 @@ def read_run_folder(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
         predictions=predictions,
         baselines=_baselines(run_dir / "test" / "baseline_predictions.jsonl", predictions, recipe.task)
         | _model_baselines(run_dir / "baselines", test, predictions, recipe.task),
+        calibration=calibration,
+        engine_calibration=engine_calibration,
         epochs={int(path.parent.name): read_json(path) for path in sorted(run_dir.glob("epochs/*/eval_metrics.json"))},
         epoch_seconds=_epoch_seconds(run_dir / "train_log.csv"),
         train_seconds=_earlier_seconds(run_dir / "train_log.csv") + run["seconds_of_last_start"],
@@ -89,6 +98,13 @@ def read_run_folder(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
 def _optional(path: Path) -> dict[str, Any] | None:
     found: dict[str, Any] | None = read_json(path) if path.is_file() else None
     return found
+
+
+def _calibrations(path: Path, task: ScoresTask) -> tuple[Calibration | None, Calibration | None]:
+    if not path.is_file():
+        return None, None
+    own = read_calibration(path, task)
+    return own, read_calibration(path, task, with_head=False) if own.uses_head else None
 
 
 def _tracked(folder: Path) -> dict[str, str | None]:

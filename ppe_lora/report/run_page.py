@@ -8,7 +8,7 @@ import numpy as np
 from ppe_lora.artifacts import read_json, write_text
 from ppe_lora.corpus.stats import dataset_stats
 from ppe_lora.evaluation.calibration import COVERAGE
-from ppe_lora.evaluation.intervals import Interval
+from ppe_lora.evaluation.intervals import Interval, Paired
 from ppe_lora.evaluation.test_set import NOTE
 from ppe_lora.recipe.load import dump_recipe
 from ppe_lora.report.checklist import Check
@@ -17,16 +17,16 @@ from ppe_lora.report.page import Words, render_page
 from ppe_lora.report.run_analysis import Analysis
 from ppe_lora.report.run_cost import run_cost
 from ppe_lora.report.run_figures import (
-    EPOCH_LINES,
     MOST_POINTS,
     answers_figure,
     doubt_figure,
+    epoch_lines,
     epochs_figure,
     latency_figure,
     reliability_figure,
 )
 from ppe_lora.report.run_folder import RunFolder
-from ppe_lora.report.run_words import NAMES, Mark, cards, change, change_between, error_figure, mark_of, verdict
+from ppe_lora.report.run_words import NAMES, Mark, beside, cards, change, change_between, error_figure, mark_of, verdict
 
 FILE_NAME = "report.html"
 _WORST = 20
@@ -85,7 +85,7 @@ def write_run_page(analysis: Analysis, findings: list[Finding], checks: list[Che
         cards=cards(analysis, findings),
         findings=findings,
         checks=checks,
-        epoch_lines=EPOCH_LINES,
+        epoch_lines=epoch_lines(analysis.read_out),
         bars=_bars(analysis),
         key_bars=_key_bars(analysis),
         slices=_slice_bars(analysis),
@@ -110,7 +110,7 @@ def write_run_page(analysis: Analysis, findings: list[Finding], checks: list[Che
 
 def _figures(analysis: Analysis) -> dict[str, Any]:
     run, doubt = analysis.run, analysis.doubt
-    figures = {"epochs": epochs_figure(run.epochs, run.run["selected_epoch"])}
+    figures = {"epochs": epochs_figure(run.epochs, run.run["selected_epoch"], epoch_lines(analysis.read_out))}
     accepted_N = np.flatnonzero(~np.isnan(analysis.answer_NK).any(axis=1))
     ids = [run.rows[index].id for index in accepted_N.tolist()]
     for k, key in enumerate(run.recipe.task.keys):
@@ -119,7 +119,10 @@ def _figures(analysis: Analysis) -> dict[str, Any]:
         figures[f"key-{key}"] = answers_figure(target_N, answer_N, ends, ids, run.recipe.task)
     if doubt:
         fitted = (COVERAGE, doubt.covered.value) if doubt.calibrated else None
-        figures |= {"reliability": reliability_figure(doubt.reliability, fitted), "doubt": doubt_figure(doubt.bins)}
+        figures |= {
+            "reliability": reliability_figure(doubt.reliability, fitted),
+            "doubt": doubt_figure(doubt.bins, run.recipe.task),
+        }
     waits = [row["latency_ms"] for row in run.predictions if "latency_ms" in row]
     if waits:
         figures["latency"] = latency_figure(waits, {name: run.metrics[f"latency_ms_{name}"] for name in _QUANTILES})
@@ -127,7 +130,9 @@ def _figures(analysis: Analysis) -> dict[str, Any]:
 
 
 def _place(interval: Interval, top: float) -> tuple[float, float, float]:
-    low, value, high = (100 * max(0.0, min(1.0, end / top)) for end in (interval.low, interval.value, interval.high))
+    low, value, high = (
+        100 * max(0.0, min(1.0, end / (top or 1))) for end in (interval.low, interval.value, interval.high)
+    )
     return low, value, high
 
 
@@ -137,14 +142,18 @@ def _bars(analysis: Analysis) -> list[Bar]:
     for bar in sorted(analysis.predictors, key=lambda bar: -bar.error.value):
         note, mark = Words("served", "配信する読み出し"), None
         if bar.against is not None:
-            told, between = change(bar.against.ratio.value), change_between(bar.against.ratio)
-            note = Words(
-                f"served answers: {told.en} ({between.en})", f"配信する回答は{told.ja}(95 % 区間 {between.ja})"
-            )
+            note = _served_against(bar.against)
             mark = mark_of(bar.against) if bar.name in analysis.run.baselines else None
         figure = error_figure(bar.error.value)
         bars.append(Bar(NAMES[bar.name], figure, _place(bar.error, top), note, mark, bar.name == analysis.read_out))
     return bars
+
+
+def _served_against(paired: Paired) -> Words:
+    if paired.ratio is None:
+        return Words("never wrong on these rows", "このデータでは誤差 0")
+    told, between = change(paired.ratio.value), change_between(paired.ratio)
+    return Words(f"served answers: {told.en} ({between.en})", f"配信する回答は{told.ja}(95 % 区間 {between.ja})")
 
 
 _BESIDE = {"train_mean": Words("the train mean", "学習平均"), "ridge": Words("n-gram ridge", "n-gram リッジ")}
@@ -154,12 +163,9 @@ def _key_bars(analysis: Analysis) -> list[Bar]:
     top = 1.04 * max(found.error.high for found in analysis.keys.values())
     bars = []
     for key, found in analysis.keys.items():
-        told = {name: change(paired.ratio.value) for name, paired in found.against.items()}
-        note = Words(
-            ", ".join(f"{told[name].en} than {words.en}" for name, words in _BESIDE.items() if name in told),
-            "、".join(f"{words.ja}比: {told[name].ja}" for name, words in _BESIDE.items() if name in told),
-        )
-        mark = mark_of(found.against["train_mean"]) if "train_mean" in found.against else None
+        told = [beside(found.against[name], words) for name, words in _BESIDE.items()]
+        note = Words(", ".join(one.en for one in told), "、".join(one.ja for one in told))
+        mark = mark_of(found.against["train_mean"])
         bars.append(Bar(Words(key, key), error_figure(found.error.value), _place(found.error, top), note, mark))
     return sorted(bars, key=lambda bar: -bar.place[1])
 

@@ -1,11 +1,12 @@
 """Figures of a run in words, English and Japanese: the verdict, and the four answers that a reader wants first."""
 
+import math
 from typing import Literal, NamedTuple
 
 from ppe_lora.evaluation.intervals import Interval, Paired
 from ppe_lora.report.findings import Finding
 from ppe_lora.report.page import Words
-from ppe_lora.report.run_analysis import Analysis
+from ppe_lora.report.run_analysis import WITHOUT_HEAD, Analysis
 
 NAMES = {
     "constant": Words("middle of the range, always", "常に範囲の中央を回答"),
@@ -18,6 +19,16 @@ NAMES = {
     "posterior_mean": Words("this model, posterior mean", "このモデル(分布の平均)"),
     "posterior_median": Words("this model, posterior median", "このモデル(分布の中央値)"),
     "calibrated": Words("this model, corrected on validation rows", "このモデル(検証データで補正)"),
+    WITHOUT_HEAD: Words(
+        "this model behind an engine, corrected without the head", "このモデル(エンジン経由、ヘッドなしで補正)"
+    ),
+}
+READ_OUTS = {
+    "greedy": Words("greedy text", "貪欲デコード"),
+    "posterior_mean": Words("posterior mean", "事後平均"),
+    "posterior_median": Words("posterior median", "事後中央値"),
+    "calibrated": Words("corrected posterior mean", "補正した事後平均"),
+    WITHOUT_HEAD: Words("correction without the head", "ヘッドなしの補正"),
 }
 _SHORT = {
     "constant": Words("the middle of the range", "範囲の中央"),
@@ -70,6 +81,8 @@ def change(ratio: float) -> Words:
 
 def change_between(ratio: Interval) -> Words:
     """An interval of ratios in words: `20 to 34 % less`, or `5 % less to 10 % more`."""
+    if math.isnan(ratio.low) or math.isnan(ratio.high):
+        return Words("less or more, for it is wrong on next to no row", "差不明(誤差のある行がほとんどない)")
     ends = sorted((ratio.low, ratio.high), key=lambda end: abs(end - 1))
     low, high = (abs(100 * (end - 1)) for end in ends)
     if high < 0.5:
@@ -81,12 +94,79 @@ def change_between(ratio: Interval) -> Words:
     return Words(f"{less:.0f} % less to {more:.0f} % more", f"{less:.0f} % 少ない〜{more:.0f} % 多い")
 
 
+def beside(paired: Paired, name: Words) -> Words:
+    """The served answers against a predictor: `27 % less error than the train mean`."""
+    if paired.ratio is None:
+        return _never_wrong(paired, name)
+    told = change(paired.ratio.value)
+    return Words(f"{told.en} than {name.en}", f"{name.ja}比: {told.ja}")
+
+
+def beside_between(paired: Paired, name: Words) -> Words:
+    """The interval of `beside`: `20 to 34 % less error than the train mean`."""
+    if paired.ratio is None:
+        return _never_wrong(paired, name)
+    told = change_between(paired.ratio)
+    return Words(f"{told.en} error than {name.en}", f"{name.ja}より {told.ja}")
+
+
+def _never_wrong(paired: Paired, name: Words) -> Words:
+    """In words, for there is no ratio to an error of 0."""
+    if paired.difference.value > 0:
+        return Words(f"more error than {name.en}, which has none on these rows", f"{name.ja}(誤差 0)より多い")
+    return Words(f"no error, and neither has {name.en}", f"{name.ja}と同じく誤差 0")
+
+
 def verdict(analysis: Analysis) -> tuple[Mark, Words]:
-    """The one sentence, and whether it is good news."""
+    """What the page opens with, and whether it is good news: the served answers beside the baselines, and the weights
+    without what is added to them, where those are no better than not reading."""
+    mark, sentence = _served_verdict(analysis)
+    alone = weights_alone(analysis)
+    return (mark, sentence) if alone is None else (mark, Words(f"{sentence.en} {alone.en}", f"{sentence.ja}{alone.ja}"))
+
+
+def weak_read_outs(analysis: Analysis) -> list[str]:
+    """What the same weights answer, not served, and not surely better than always answering the train mean; none where
+    what is served is no better either."""
+    if not analysis.against["train_mean"].surely_better:
+        return []
+    return [name for name, paired in analysis.weights.items() if not paired.surely_better]
+
+
+def weights_alone(analysis: Analysis) -> Words | None:
+    """The errors of those `weak_read_outs` that have more error than the train mean; None where there are none."""
+    bad = {name: analysis.weights[name] for name in weak_read_outs(analysis)}
+    bad = {name: paired for name, paired in bad.items() if paired.difference.value > 0}
+    if not bad:
+        return None
+    ratios = {name: f"{paired.ratio.value:.1f}" for name, paired in bad.items() if paired.ratio}
+    en = ", ".join(f"{READ_OUTS[name].en} {ratio} times" for name, ratio in ratios.items())
+    ja = "、".join(f"{READ_OUTS[name].ja} {ratio} 倍" for name, ratio in ratios.items())
+    source = _source(analysis)
+    return Words(
+        f"That comes from {source.en}: without it these weights have more error than the train mean: {en} as much.",
+        f"これは{source.ja}によるもので、それなしの重みの誤差は学習平均を上回ります(学習平均の{ja})。",
+    )
+
+
+def _source(analysis: Analysis) -> Words:
+    """What makes the served answers of the weights."""
+    if analysis.read_out == "calibrated" and analysis.run.calibration is not None:
+        if analysis.run.calibration.uses_head:
+            return Words("the head", "ヘッド")
+        return Words("the correction on validation rows", "検証データでの補正")
+    return Words(f"the read-out {analysis.read_out}", f"読み出し {analysis.read_out}")
+
+
+def _served_verdict(analysis: Analysis) -> tuple[Mark, Words]:
     against = analysis.against
     marks = {name: mark_of(paired) for name, paired in against.items()}
     if all(mark == "good" for mark in marks.values()):
-        return "good", Words("Better than every baseline.", "すべてのベースラインを上回っています。")
+        shorts = [_SHORT[name] for name in marks]
+        return "good", Words(
+            f"Better than every baseline measured: {', '.join(short.en for short in shorts)}.",
+            f"測定したすべてのベースラインを上回っています({'、'.join(short.ja for short in shorts)})。",
+        )
     if marks["train_mean"] == "bad":
         return "bad", Words(
             "Worse than not reading the request: always answering the train mean has less error.",
@@ -97,7 +177,7 @@ def verdict(analysis: Analysis) -> tuple[Mark, Words]:
             "Not surely better than not reading the request: always answering the train mean may be as good.",
             "依頼文を読まずに常に学習平均を答える場合と、確かな差がありません。",
         )
-    name = max((name for name in marks if marks[name] != "good"), key=lambda name: against[name].ratio.value)
+    name = max((name for name in marks if marks[name] != "good"), key=lambda name: against[name].difference.value)
     short = _SHORT[name]
     if marks[name] == "bad":
         return "unsure", Words(
@@ -132,28 +212,28 @@ def _better(analysis: Analysis) -> Card:
 
 
 def _how_much(analysis: Analysis) -> Card:
-    ridge, mean = analysis.against["ridge"].ratio.value, analysis.against["train_mean"].ratio.value
-    metrics, span = analysis.run.metrics, analysis.run.recipe.task.span
+    mean = analysis.against["train_mean"].ratio
+    metrics, task = analysis.run.metrics, analysis.run.recipe.task
     name = "mae_raw" if analysis.read_out == "greedy" else f"mae_raw_{analysis.read_out}"
     lines = [
-        Told(Words("than the train mean", "学習平均と比べて")),
-        Told(Words(f"{change(ridge).en} than n-gram ridge", f"n-gram リッジ比: {change(ridge).ja}")),
-        Told(Words(*(f"mse_norm {error_figure(analysis.error.value)}",) * 2)),
+        Told(Words("than the train mean", "学習平均と比べて") if mean else Words("on these test rows", "このデータで")),
+        Told(beside(analysis.against["ridge"], Words("n-gram ridge", "n-gram リッジ"))),
+        Told(Words(*(f"mse_norm {error_figure(analysis.error.value)} ({analysis.read_out})",) * 2)),
     ]
     if name in metrics:
-        off = f"{metrics[name]:.3g}"
+        off, low, high = f"{metrics[name]:.3g}", f"{task.low:g}", f"{task.high:g}"
         lines.append(
-            Told(Words(f"off by {off} of {span:g} points on average", f"平均 {off} 点のずれ({span:g} 点満点)"))
+            Told(Words(f"off by {off} on average, from {low} to {high}", f"平均 {off} のずれ({low}〜{high} のスコア)"))
         )
-    return Card(Words("By how much?", "どれだけ"), change(mean), lines)
+    answer = change(mean.value) if mean else Words("the train mean is never wrong", "学習平均は誤差 0")
+    return Card(Words("By how much?", "どれだけ"), answer, lines)
 
 
 def _sure(analysis: Analysis) -> Card:
     against = analysis.against
     lines = []
     for name in ("train_mean", "ridge"):
-        told, short = change_between(against[name].ratio), _SHORT[name]
-        lines.append(Told(Words(f"{told.en} than {short.en}", f"{short.ja}より {told.ja}"), mark_of(against[name])))
+        lines.append(Told(beside_between(against[name], _SHORT[name]), mark_of(against[name])))
     rows = f"{len(analysis.run.rows):,}"
     lines.append(Told(Words(f"95 % intervals over {rows} test rows", f"テスト {rows} 件での 95 % 区間")))
     unsure = [name for name, paired in against.items() if mark_of(paired) == "unsure"]
@@ -169,6 +249,9 @@ def _sure(analysis: Analysis) -> Card:
 def _where(analysis: Analysis, findings: list[Finding]) -> Card:
     worst = sorted(analysis.keys, key=lambda key: -analysis.keys[key].error.value)[:2]
     told = ", ".join(worst)
+    if not analysis.error.value:
+        never = Words("nowhere on these rows", "このデータでは誤りなし")
+        return Card(Words("Where is it wrong?", "どこが悪いか"), never, [])
     first = analysis.keys[worst[0]].error.value / analysis.error.value
     lines = [
         Told(Words(f"{first:.1f} times the average error in {worst[0]}", f"{worst[0]} の誤差は平均の {first:.1f} 倍"))

@@ -1,31 +1,26 @@
 """`summary.md`: the report of a run for a pull request: the verdict, the release checklist, the figures."""
 
 from pathlib import Path
+from typing import get_args
 
 from ppe_lora.artifacts import read_json, write_text
+from ppe_lora.evaluation.intervals import Paired
+from ppe_lora.evaluation.metrics import renamed
+from ppe_lora.evaluation.selection import metric_of
+from ppe_lora.recipe.schema import ReadOut
 from ppe_lora.report.checklist import Check
 from ppe_lora.report.findings import Finding
 from ppe_lora.report.page import Words
 from ppe_lora.report.run_analysis import Analysis
 from ppe_lora.report.run_cost import run_cost
-from ppe_lora.report.run_words import NAMES, change_between, error_figure, verdict
+from ppe_lora.report.run_figures import epoch_lines
+from ppe_lora.report.run_words import NAMES, READ_OUTS, change_between, error_figure, verdict
 
 FILE_NAME = "summary.md"
-_SHOWN = (
-    "mse_norm_strict",
-    "mae_raw",
-    "r2",
-    "within_tolerance@5",
-    "crps",
-    "nll",
-    "coverage@80",
-    "coverage_calibrated@80",
-    "json_valid_rate",
-    "schema_valid_rate",
-    "latency_ms_p50",
-    "latency_ms_p95",
-    "latency_ms_p99",
-)
+_ERRORS = ("mse_norm", "mae_raw", "r2", "within_tolerance@5")
+"""Metrics that every read-out has."""
+_DISTRIBUTIONS = ("crps", "nll", "coverage@80", "coverage_calibrated@80")
+_TEXT = ("mse_norm_strict", "json_valid_rate", "schema_valid_rate")
 
 
 def write_summary(analysis: Analysis, findings: list[Finding], checks: list[Check]) -> None:
@@ -55,12 +50,15 @@ def headline(analysis: Analysis) -> str:
     """Whether it is better, by how much and how surely, in one line."""
     trivial = next(bar.error.value for bar in analysis.predictors if bar.name == "train_mean")
     ratio = analysis.against["train_mean"].ratio
+    times = (
+        f"{ratio.value:.2f} times ({ratio.low:.2f} to {ratio.high:.2f}) that" if ratio else "there is no ratio to that"
+    )
     counted = "; rejected answers count as the worst possible ones" if analysis.rejected else ""
     return (
         f"{verdict(analysis)[1].en} On {len(analysis.run.rows)} test rows mse_norm ({analysis.read_out}) is "
-        f"{error_figure(analysis.error.value)}: {ratio.value:.2f} times ({ratio.low:.2f} to {ratio.high:.2f}) that of "
-        f"always answering the train mean ({error_figure(trivial)}){counted}; "
-        f"json_valid_rate {analysis.run.metrics['json_valid_rate']:.3f}."
+        f"{error_figure(analysis.error.value)}: {times} of always answering the train mean "
+        f"({error_figure(trivial)}){counted}; "
+        f"json_valid_rate of the greedy text {analysis.run.metrics['json_valid_rate']:.3f}."
     )
 
 
@@ -73,7 +71,7 @@ def _checklist(checks: list[Check]) -> list[str]:
 
 
 def _findings(findings: list[Finding]) -> list[str]:
-    return [f"- {_line(finding.words)}" for finding in findings] + [""] * bool(findings)
+    return [f"- {_line(finding.words)} {_line(finding.deed)}" for finding in findings] + [""] * bool(findings)
 
 
 def _error_table(analysis: Analysis) -> list[str]:
@@ -83,36 +81,61 @@ def _error_table(analysis: Analysis) -> list[str]:
     ]
     for bar in analysis.predictors:
         figure = f"{error_figure(bar.error.value)} ({error_figure(bar.error.low)} to {error_figure(bar.error.high)})"
-        against = "served" if bar.against is None else f"{change_between(bar.against.ratio).en} error"
+        against = "served" if bar.against is None else _against(bar.against)
         lines.append(f"| {NAMES[bar.name].en} | {figure} | {against} |")
     return lines
 
 
+def _against(paired: Paired) -> str:
+    return f"{change_between(paired.ratio).en} error" if paired.ratio else "it is never wrong"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _read_outs(analysis: Analysis) -> list[ReadOut]:
+    """Those with metrics, the served one first."""
+    others: tuple[ReadOut, ...] = get_args(ReadOut)
+    ordered = [analysis.read_out, *(name for name in others if name != analysis.read_out)]
+    return [name for name in ordered if metric_of(name) in analysis.run.metrics]
+
+
+def _title(read_out: ReadOut, analysis: Analysis) -> str:
+    return f"{READ_OUTS[read_out].en}{' (served)' if read_out == analysis.read_out else ''}"
+
+
+def _metric(analysis: Analysis, name: str, read_out: ReadOut) -> str:
+    return _number(analysis.run.metrics.get(name if read_out == "greedy" else renamed(name, read_out)))
+
+
 def _metrics(analysis: Analysis) -> list[str]:
-    metrics = analysis.run.metrics
-    lines = ["| metric | value |", "| --- | --- |"]
-    lines += [f"| {name} | {_number(metrics[name])} |" for name in _SHOWN if name in metrics]
-    lines += [
-        "",
-        "| key | mse_norm greedy | mse_norm posterior mean | r2 posterior mean |",
-        "| --- | --- | --- | --- |",
-    ]
+    """Errors by read-out, the served one first; then what is of the distributions, and of the greedy text."""
+    read_outs, metrics, task = _read_outs(analysis), analysis.run.metrics, analysis.run.recipe.task
+    head = [_title(name, analysis) for name in read_outs]
+    lines = [_row(["metric on the test rows", *head]), _row(["---"] * (len(head) + 1))]
+    lines += [_row([name, *(_metric(analysis, name, read_out) for read_out in read_outs)]) for name in _ERRORS]
+    lines += ["", f"within_tolerance@5: off by at most {task.figure(0.05 * task.span)} (5 % of the range).", ""]
+    lines += ["| metric | value | of |", "| --- | --- | --- |"]
+    for names, of in ((_DISTRIBUTIONS, "the distributions"), (_TEXT, "the greedy text")):
+        lines += [f"| {name} | {_number(metrics[name])} | {of} |" for name in names if name in metrics]
+    lines += ["", _row(["mse_norm by key", *head, f"r2, {_title(analysis.read_out, analysis)}"])]
+    lines.append(_row(["---"] * (len(head) + 2)))
     for key in analysis.keys:
-        names = ("mse_norm", "mse_norm_posterior_mean", "r2_posterior_mean")
-        lines.append(f"| {key} | {' | '.join(_number(metrics.get(f'{name}/{key}')) for name in names)} |")
+        errors = [_metric(analysis, f"mse_norm/{key}", read_out) for read_out in read_outs]
+        lines.append(_row([key, *errors, _metric(analysis, f"r2/{key}", analysis.read_out)]))
     return lines
 
 
 def _epoch_table(analysis: Analysis) -> list[str]:
-    lines = [
-        "| epoch | train/loss | valid/loss | mse_norm greedy | posterior mean | json_valid_rate | |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for epoch, metrics in analysis.run.epochs.items():
-        names = ("train_loss", "valid_loss", "mse_norm", "mse_norm_posterior_mean", "json_valid_rate")
+    epochs = analysis.run.epochs
+    shown = [line for line in epoch_lines(analysis.read_out) if any(line.metric in one for one in epochs.values())]
+    lines = [_row(["epoch, on the validation rows", *(line.words.en for line in shown), "json_valid_rate", ""])]
+    lines.append(_row(["---"] * (len(shown) + 3)))
+    for epoch, metrics in epochs.items():
+        names = [*(line.metric for line in shown), "json_valid_rate"]
         selected = "selected" if epoch == analysis.run.run["selected_epoch"] else ""
-        shown = " | ".join(_number(metrics.get(name)) for name in names)
-        lines.append(f"| {epoch} | {shown} | {selected} |")
+        lines.append(_row([str(epoch), *(_number(metrics.get(name)) for name in names), selected]))
     return lines
 
 

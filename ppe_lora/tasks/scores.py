@@ -118,6 +118,20 @@ class ScoresTask(Section):
         """Width of the range in task units: the distance that is 1.0 on the unit scale."""
         return self.high - self.low
 
+    def figure(self, value: float, sign: bool = False) -> str:
+        """A mean, a width or an error in task units for people: to about a thousandth of the range.
+
+        Example:
+            >>> ScoresTask().figure(12.345), ScoresTask(low=1, high=5).figure(-0.0512, sign=True)
+            ('12.3', '-0.051')
+        """
+        return f"{value:{'+' if sign else ''}.{self.figure_decimals}f}"
+
+    @property
+    def figure_decimals(self) -> int:
+        """Decimals of `figure`."""
+        return max(self.decimals, 4 - len(str(self.span)))
+
     def instruction_text(self, language: Language) -> str:
         """The instruction in `language`, or in the recipe's first language where that one has none."""
         template = self.instruction.get(language) or next(iter(self.instruction.values()))

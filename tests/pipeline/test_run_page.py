@@ -31,6 +31,9 @@ HOSTILE = (
 KEYS = ("energy", "warmth", "brightness", "acousticness", "complexity", "nostalgia")
 
 
+BETTER = "Better than every baseline measured: the middle of the range, the train mean, n-gram ridge regression."
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working directory with the data set `profile` (about a hundred test rows, some of them hostile) and two
@@ -79,7 +82,7 @@ def test_the_first_screen_answers_the_four_questions(browser: Browser, here: Pat
     for width, height in ((1280, 900), (390, 844)):
         page, _ = open_page(browser, here / "checkpoints" / "profile" / "report.html", width, locale="en-US")
         page.set_viewport_size({"width": width, "height": height})
-        assert page.locator("#verdict").inner_text().endswith("Better than every baseline.")
+        assert page.locator("#verdict").inner_text().endswith(BETTER)
         questions = page.locator(".answers article")
         asked = ["Is it better?", "By how much?", "Am I sure?", "Where is it wrong?"]
         assert questions.locator("h2").all_inner_texts() == asked
@@ -163,7 +166,7 @@ def test_baselines_that_are_models_are_shown_while_they_are_of_these_rows(browse
 
     write_manifest(run / "baselines", {"test_rows": "others"})
     assert ppe_lora("report", "checkpoints/measured") == 0
-    assert "plain SFT" not in (run / "summary.md").read_text()
+    assert "| plain SFT at this learning rate, greedy text |" not in (run / "summary.md").read_text()
 
 
 def test_hostile_texts_and_answers_are_shown_as_they_are(browser: Browser, here: Path) -> None:
@@ -177,7 +180,10 @@ def test_hostile_texts_and_answers_are_shown_as_they_are(browser: Browser, here:
     assert all(text.endswith("}</script>") for text in rejected)
     shown = page.locator("#worst article .request").all_text_contents()[: len(hostile)]
     assert sorted(shown) == sorted(hostile)
-    assert "On the test rows the format is below the gate of 0.99" in page.locator(".findings").inner_text()
+    assert (
+        "On the test rows the format of the greedy text is below the gate of 0.99"
+        in page.locator(".findings").inner_text()
+    )
     page.context.close()
 
 
@@ -185,7 +191,7 @@ def test_a_bad_run_is_called_bad(here: Path) -> None:
     """Greedy text that is wrong more often than the mean: the verdict, the checklist and summary.md must all say so."""
     summary = (here / "checkpoints" / "greedy" / "summary.md").read_text()
     assert "Worse than not reading the request" in summary
-    assert "- [ ] mse_norm better than every baseline: **failed**." in summary
+    assert "- [ ] mse_norm better than every baseline measured: **failed**." in summary
     assert "- [ ] json_valid_rate above the gate: **failed**. json_valid_rate 0.9" in summary
     assert "rejected answers count as the worst possible ones" in summary
 
@@ -285,7 +291,7 @@ def test_equal_files_make_equal_reports(here: Path, capsys: pytest.CaptureFixtur
     assert ppe_lora("report", "checkpoints/profile") == 0
     assert [hash_file(run / name) for name in ("report.html", "summary.md")] == before
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("Better than every baseline. On ")
+    assert said[0].startswith(f"{BETTER} On ")
     assert said[1].startswith("release checklist: 5 of 7 passed (Latency p95 within the recipe's limit: not done; ")
     assert said[2:] == ["checkpoints/profile/summary.md", "checkpoints/profile/report.html"]
     assert os.environ.get("HOME", "/nowhere") not in (run / "report.html").read_text()

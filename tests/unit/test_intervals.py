@@ -83,7 +83,16 @@ def test_a_ratio_to_next_to_no_error_has_no_ends():
 def test_what_has_no_interval_is_refused():
     with pytest.raises(MetricError, match="expected at least two rows; got 1"):
         mean_interval(np.array([0.1]))
-    with pytest.raises(MetricError, match=r"expected errors above 0 of 2 rows; got \(3,\)"):
+    with pytest.raises(MetricError, match=r"expected errors of 2 rows; got \(3,\)"):
         paired_errors(np.array([0.1, 0.2]), np.array([0.1, 0.2, 0.3]))
-    with pytest.raises(MetricError, match="expected errors above 0"):
-        paired_errors(np.array([0.1, 0.2]), np.array([0.0, 0.0]))
+
+
+def test_there_is_no_ratio_to_no_error():
+    """Test targets that all equal the train mean: a report that divides by its error is a traceback."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        worse, equal = paired_errors(np.array([0.1, 0.2]), np.zeros(2)), paired_errors(np.zeros(2), np.zeros(2))
+    assert (worse.ratio, equal.ratio) == (None, None)
+    assert worse.surely_worse
+    assert not equal.surely_worse
+    assert not equal.surely_better

@@ -1,6 +1,7 @@
 """Metrics against values computed by hand."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from ppe_lora.evaluation.metrics import (
     mse_norm,
     mse_raw,
     r2_per_key,
+    round_unit,
+    rounded_answers,
     score,
     within_tolerance,
 )
@@ -96,10 +99,38 @@ def test_collapse_is_noticed():
     target_NK = rng.integers(0, 101, (50, 2)).astype(float)
     constant_NK = np.tile([[47.0, 53.0]], (50, 1))
     assert collapse_warnings(constant_NK, target_NK, AB) == [
-        "answers hardly vary between requests for a, b: collapsed to one value"
+        "greedy answers hardly vary between requests for a, b: collapsed to one value"
     ]
-    assert collapse_warnings(np.round(target_NK, -1), target_NK, AB)[0].startswith("100% of the scores are multiples")
+    tens = np.mean(target_NK % 10 == 0)
+    assert collapse_warnings(np.round(target_NK, -1), target_NK, AB) == [
+        f"100% of the greedy scores are multiples of 10 (targets: {tens:.0%})"
+    ]
     assert collapse_warnings(target_NK, target_NK, AB) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "decimals", "unit"),
+    [
+        (0, 100, 0, 10), (0, 1000, 0, 100), (-50, 50, 0, 10), (0, 40, 0, 10), (1, 5, 1, 1), (-5, 5, 1, 1),
+        (0, 5, 0, None), (1, 5, 0, None), (0, 20, 0, None), (0, 1, 1, None),
+    ],
+)  # fmt: skip
+def test_round_scores_are_those_of_the_range(low: int, high: int, decimals: Any, unit: float | None) -> None:
+    """On a scale from 0 to 5 the multiples of ten are the zeros, and "69 % multiples of ten" a warning about nothing;
+    on one from 1 to 5 with a decimal, whole numbers are what a rounding model answers."""
+    task = ScoresTask(keys=("a",), low=low, high=high, decimals=decimals)
+    assert round_unit(task) == unit
+    rng = np.random.default_rng(0)
+    target_NK = np.round(rng.uniform(low, high, (200, 1)), decimals)
+    zeros_NK = np.where(rng.random((200, 1)) < 0.69, low, target_NK)
+    warned = [
+        rounded_answers(answer_NK, target_NK, task)
+        for answer_NK in (target_NK, np.round(target_NK / (unit or 1)) * (unit or 1))
+    ]
+    assert warned[0] is None
+    assert (warned[1] and warned[1].unit) == unit
+    if unit is None:
+        assert rounded_answers(zeros_NK, target_NK, task) is None
 
 
 def test_targets_that_never_vary_are_no_collapse():

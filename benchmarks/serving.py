@@ -95,7 +95,7 @@ def serve_generate(folder: Path) -> None:
     gate = build_app({"generate": GenerateBackend(folder)}, settings, Metrics())
     listener = listen(settings)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    make_server(gate, settings, lambda: print(address, flush=True)).run([listener])
+    make_server(gate, listener, settings, lambda: print(address, flush=True)).run([listener])
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def serving(
     gate = build_app(dict(models), chosen, metrics, api_key)
     listener = listen(chosen)
     host, port = listener.getsockname()[:2]
-    server = make_server(gate, chosen)
+    server = make_server(gate, listener, chosen)
     thread = threading.Thread(target=server.run, args=[[listener]])
     thread.start()
     running = Running(f"http://{host}:{port}", server, gate, metrics)

@@ -1,7 +1,6 @@
 """The API: one endpoint for the game, one for batches, the part of OpenAI's that clients need, and the page."""
 
 import json
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,8 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse
 
 from ppe_lora import __version__
+from ppe_lora.cells import shorten
 from ppe_lora.evaluation.calibration import COVERAGE
 from ppe_lora.serving.backend import ApiError, Ask, Reply
+from ppe_lora.serving.bodies import StrictRoute
+from ppe_lora.serving.failures import log_failure
 from ppe_lora.serving.openai_api import openai_routes
 from ppe_lora.serving.page import load_page
 from ppe_lora.serving.schemas import (
@@ -31,8 +33,6 @@ from ppe_lora.serving.schemas import (
     Uncertainty,
 )
 from ppe_lora.serving.service import Service, language_of
-
-logger = logging.getLogger(__name__)
 
 
 class AsciiJSONResponse(JSONResponse):
@@ -72,7 +72,7 @@ def create_api(service: Service) -> FastAPI:
 
 def interpreter_routes(service: Service) -> APIRouter:
     """Requests in, parameters out."""
-    routes = APIRouter(prefix="/api", tags=["interpreter"], responses=REFUSALS)
+    routes = APIRouter(prefix="/api", tags=["interpreter"], responses=REFUSALS, route_class=StrictRoute)
 
     @routes.post("/interpreter")
     async def interpret(body: InterpreterRequest) -> InterpreterResponse:
@@ -158,13 +158,11 @@ async def _refuse(request: Request, error: Exception) -> Response:
 async def _refuse_body(request: Request, error: Exception) -> Response:
     """What is wrong with a body, without repeating it."""
     assert isinstance(error, RequestValidationError)
-    problems = error.errors()
     said = []
-    for problem in problems[:5]:
+    for problem in error.errors()[:5]:
         place = ".".join(str(step) for step in problem["loc"] if step != "body")
-        said.append(f"{place or 'body'}: {problem['msg']}")
-    broken = any(problem["type"] == "json_invalid" for problem in problems)
-    refusal = ApiError(400 if broken else 422, "invalid_request_error", "; ".join(said))
+        said.append(f"{shorten(place) or 'body'}: {problem['msg'].removeprefix('Value error, ')}")
+    refusal = ApiError(422, "invalid_request_error", "; ".join(said))
     return AsciiJSONResponse(refusal.body, refusal.status)
 
 
@@ -176,6 +174,8 @@ async def _refuse_path(request: Request, error: Exception) -> Response:
 
 
 async def _fail(request: Request, error: Exception) -> Response:
-    """A bug: logged here, and not told to the client."""
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return AsciiJSONResponse(ApiError(500, "internal_error", "the server failed").body, 500)
+    """A bug: logged here; the client is told where to look."""
+    failure = log_failure(f"{request.method} {request.url.path}", error)
+    return AsciiJSONResponse(
+        ApiError(500, "internal_error", f"the server failed; its log says why under {failure}").body, 500
+    )

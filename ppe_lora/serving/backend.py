@@ -1,7 +1,6 @@
 """What a registered model is to the API, whichever way it computes."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from ppe_lora.tasks.scores import Language, ScoresTask
@@ -79,36 +78,3 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """What goes with it."""
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
-
-
-class Elsewhere:
-    """What backends have in common whose engine is another program, with a queue of its own.
-
-    Args:
-        rows: How many requests may be under way at most; more are refused.
-    """
-
-    kind = "engine"
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self.waiting = 0
-
-    def is_alive(self) -> bool:
-        """See `Backend.is_alive`. The engine may come back at any time."""
-        return True
-
-    @contextmanager
-    def _taken(self, count: int) -> Iterator[None]:
-        """Take room for requests, or refuse all of them.
-
-        Raises:
-            ApiError: There is not enough.
-        """
-        if self.waiting + count > self._rows:
-            raise ApiError(503, "overloaded", "too many requests are under way; try again", retry_after_s=1)
-        self.waiting += count
-        try:
-            yield
-        finally:
-            self.waiting -= count

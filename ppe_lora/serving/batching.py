@@ -1,13 +1,12 @@
 """Requests of many clients, decoded together: one thread per model, which takes what waits whenever it is free."""
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-logger = logging.getLogger(__name__)
+from ppe_lora.serving.failures import log_failure
 
 Asked = TypeVar("Asked")
 Answered = TypeVar("Answered")
@@ -112,10 +111,10 @@ class Batcher(Generic[Asked, Answered]):
         try:
             answers = self._work([asked for asked, _ in batch])
         except Exception as error:
-            logger.exception("a batch of %d failed", len(batch))
             if len(batch) == 1:
-                batch[0][1].set_exception(error)
+                batch[0][1].set_exception(error)  # who asked logs it
             else:
+                log_failure(f"a batch of {len(batch)}; each request is tried alone", error)
                 for one in batch:
                     self._answer([one])
             return

@@ -2,11 +2,12 @@
 
 import asyncio
 
-from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Throttled, Unavailable
+from ppe_lora.corpus.teachers.llm.exchange import Question
 from ppe_lora.corpus.teachers.llm.openai_compatible import OpenAICompatibleEndpoint
 from ppe_lora.corpus.teachers.llm.reader import answer_schema
 from ppe_lora.export.contract import Contract
-from ppe_lora.serving.backend import ApiError, Ask, Elsewhere, Reply
+from ppe_lora.serving.backend import ApiError, Ask, Reply
+from ppe_lora.serving.elsewhere import SPARE_S, Elsewhere
 from ppe_lora.serving.settings import Settings
 from ppe_lora.tasks.scores import Rejected
 
@@ -42,16 +43,11 @@ class ChatBackend(Elsewhere):
     """
 
     def __init__(self, contract: Contract, url: str, model: str, settings: Settings) -> None:
-        super().__init__(settings.queue_rows)
+        super().__init__(settings.queue_rows, settings.answer_timeout_s)
         self.task = contract.task
         self._url = url
         self._model = model
-        self._endpoint = OpenAICompatibleEndpoint(url, timeout_s=settings.answer_timeout_s)
-
-    async def answer(self, asks: list[Ask]) -> list[Reply]:
-        """See `Backend.answer`."""
-        with self._taken(len(asks)):
-            return list(await asyncio.gather(*map(self._answer, asks)))
+        self._endpoint = OpenAICompatibleEndpoint(url, timeout_s=settings.answer_timeout_s + SPARE_S)
 
     async def _answer(self, ask: Ask) -> Reply:
         question = Question(
@@ -60,16 +56,7 @@ class ChatBackend(Elsewhere):
             sampling={"temperature": 0.0, "max_tokens": _MAX_TOKENS},
             answer_schema=answer_schema(self.task),
         )
-        try:
-            reply = await self._endpoint.ask(question)
-        except Throttled as error:
-            raise ApiError(
-                503, "overloaded", "the model's engine asks to wait", int(error.retry_after_s or 1)
-            ) from error
-        except Unavailable as error:
-            raise ApiError(502, "engine_error", "the model's engine does not answer", retry_after_s=1) from error
-        except Refused as error:
-            raise ApiError(502, "engine_error", "the model's engine refused the request") from error
+        reply = await self._endpoint.ask(question)
         outcome = self.task.parse(reply.text)
         if isinstance(outcome, Rejected):
             raise ApiError(502, "engine_error", f"the model's engine gave no valid answer: {outcome.reason.value}")

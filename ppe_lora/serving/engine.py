@@ -8,8 +8,9 @@ from ppe_lora.engines.client import Engine
 from ppe_lora.engines.llama_cpp import LlamaCpp
 from ppe_lora.engines.read_out import decode
 from ppe_lora.engines.vllm import Vllm
-from ppe_lora.errors import EngineError
-from ppe_lora.serving.backend import ApiError, Ask, Elsewhere, Reply
+from ppe_lora.serving.aside import aside
+from ppe_lora.serving.backend import Ask, Reply
+from ppe_lora.serving.elsewhere import SPARE_S, Elsewhere
 from ppe_lora.serving.reading import Reader
 from ppe_lora.serving.settings import Settings
 from ppe_lora.tasks.scores import ScoresTask
@@ -70,26 +71,14 @@ class EngineBackend(Elsewhere):
     def __init__(
         self, task: ScoresTask, reader: Reader, found: Found, url: str, model: str, settings: Settings
     ) -> None:
-        super().__init__(settings.queue_rows)
+        super().__init__(settings.queue_rows, settings.answer_timeout_s)
         self.task = task
         self._reader = reader
-        self._engine = found.kind(_root(url), model, settings.answer_timeout_s)
+        self._engine = found.kind(_root(url), model, settings.answer_timeout_s + SPARE_S)
         self._slots = asyncio.Semaphore(found.concurrent)
-        self._timeout_s = settings.answer_timeout_s
 
-    async def answer(self, asks: list[Ask]) -> list[Reply]:
-        """See `Backend.answer`."""
-        prompts = [self._reader.prompt(ask) for ask in asks]
-        with self._taken(len(asks)):
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    return list(await asyncio.gather(*map(self._answer, prompts)))
-            except TimeoutError:
-                raise ApiError(504, "timeout", f"no answer within {self._timeout_s:g} s", retry_after_s=1) from None
-            except EngineError as error:
-                raise ApiError(502, "engine_error", "the model's engine does not answer", retry_after_s=1) from error
-
-    async def _answer(self, prompt: list[int]) -> Reply:
+    async def _answer(self, ask: Ask) -> Reply:
+        prompt = await aside(lambda: self._reader.prompt(ask))
         async with self._slots:
             decoded = await decode(self._engine, prompt, self._reader.trie)
         return self._reader.reply(len(prompt), self._reader.read(decoded))

@@ -15,6 +15,7 @@ from ppe_lora.export.contract import Contract
 from ppe_lora.export.parity import check_files
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import Student
+from ppe_lora.serving.aside import aside
 from ppe_lora.serving.backend import ApiError, Ask, Reply
 from ppe_lora.serving.batching import Batcher, QueueFull
 from ppe_lora.serving.reading import Reader, find_calibration
@@ -145,7 +146,7 @@ class LocalBackend:
 
     async def answer(self, asks: list[Ask]) -> list[Reply]:
         """See `Backend.answer`."""
-        rows = [self.encode(ask) for ask in asks]
+        rows = await aside(lambda: [self.encode(ask) for ask in asks])
         try:
             futures = self._batcher.submit(rows)
         except QueueFull:

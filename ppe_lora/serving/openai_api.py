@@ -4,12 +4,17 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response, StreamingResponse
 
+from ppe_lora.cells import request_of
 from ppe_lora.serving.backend import ApiError, Ask
+from ppe_lora.serving.bodies import StrictRoute
+from ppe_lora.serving.chat_parameters import check_parameters
 from ppe_lora.serving.schemas import (
+    MAX_REQUEST_CHARS,
     REFUSALS,
     AnswerMessage,
     ChatRequest,
@@ -24,13 +29,19 @@ from ppe_lora.serving.service import Service, language_of
 
 def openai_routes(service: Service) -> APIRouter:
     """`/v1/models` and `/v1/chat/completions`."""
-    routes = APIRouter(prefix="/v1", tags=["openai"], responses=REFUSALS)
+    routes = APIRouter(prefix="/v1", tags=["openai"], responses=REFUSALS, route_class=StrictRoute)
     started = int(time.time())
 
     @routes.get("/models")
     async def models() -> ModelList:
         """The registered models."""
         return ModelList(data=[ListedModel(id=name, created=started) for name in service.models])
+
+    @routes.get("/models/{model:path}")
+    async def model(model: str) -> ListedModel:
+        """One registered model."""
+        service.backend(model)
+        return ListedModel(id=model, created=started)
 
     @routes.post(
         "/chat/completions",
@@ -40,8 +51,11 @@ def openai_routes(service: Service) -> APIRouter:
     async def complete(body: ChatRequest) -> Response:
         """Answer the last user message with compact JSON.
 
-        The instruction is the model's own: other messages are not read, and sampling settings change nothing.
+        The instruction is the model's own: other messages are not read. The answer is the model's one answer to the
+        request, whatever the temperature, seed, penalties or token limit. Parameters that ask for another kind of
+        answer (n, tools, logprobs, another response_format, stop) are refused.
         """
+        check_parameters(body.model_extra or {}, service.backend(body.model).task)
         replies, model, _ = await service.answer(body.model, [_ask(body, service)])
         reply = replies[0]
         response = ChatResponse(
@@ -56,32 +70,43 @@ def openai_routes(service: Service) -> APIRouter:
             ),
         )
         if body.stream:
-            return StreamingResponse(_events(response), media_type="text/event-stream")
+            with_usage = body.stream_options is not None and body.stream_options.include_usage is True
+            return StreamingResponse(_events(response, with_usage), media_type="text/event-stream")
         return Response(response.model_dump_json(), media_type="application/json")
 
     return routes
 
 
 def _ask(body: ChatRequest, service: Service) -> Ask:
-    said = [message.text for message in body.messages if message.role == "user"]
-    if not said or not said[-1].strip():
-        raise ApiError(422, "invalid_request_error", "messages: expected one of the user that says something")
-    text = said[-1]
+    message = next((message for message in reversed(body.messages) if message.role == "user"), None)
+    if message is None:
+        raise _unfit("messages: expected one of the user; got none")
+    text = message.text
+    if len(text) > MAX_REQUEST_CHARS:
+        raise _unfit(f"messages: expected at most {MAX_REQUEST_CHARS} characters of the user; got {len(text):,}")
     language = language_of(text)
     request, context = service.backend(body.model).task.read_user_text(text, language)
-    return Ask(request, language, context)
+    try:
+        return Ask(request_of(request), language, context)
+    except ValueError as error:
+        raise _unfit(f"messages: {error}") from error
 
 
-def _events(response: ChatResponse) -> Iterator[str]:
+def _unfit(said: str) -> ApiError:
+    return ApiError(422, "invalid_request_error", said)
+
+
+def _events(response: ChatResponse, with_usage: bool) -> Iterator[str]:
     """The answer as a stream: it is there at once, so it is one piece."""
     content = response.choices[0].message.content
+    common = {"id": response.id, "object": "chat.completion.chunk", "created": response.created}
+    common["model"] = response.model
     for delta, finish in (({"role": "assistant", "content": ""}, None), ({"content": content}, None), ({}, "stop")):
-        chunk = {
-            "id": response.id,
-            "object": "chat.completion.chunk",
-            "created": response.created,
-            "model": response.model,
-            "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
-        }
-        yield f"data: {json.dumps(chunk)}\n\n"
+        yield _event(common | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+    if with_usage:
+        yield _event(common | {"choices": [], "usage": response.usage.model_dump()})
     yield "data: [DONE]\n\n"
+
+
+def _event(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk)}\n\n"

@@ -2,16 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from ppe_lora.cells import request_of
 from ppe_lora.tasks.scores import Language
 
 MAX_REQUEST_CHARS = 4000
 MAX_BATCH = 64
 
-_VISIBLE = r"\S"
-RequestText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_REQUEST_CHARS, pattern=_VISIBLE)]
-ContextText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+# `request_of` has no words in a JSON schema; the pattern is what generated clients can check of it.
+_SEEN: dict[str, Any] = {"pattern": r"\S"}
+RequestText = Annotated[str, Field(max_length=MAX_REQUEST_CHARS, json_schema_extra=_SEEN), AfterValidator(request_of)]
+ContextText = Annotated[str, Field(max_length=200, json_schema_extra=_SEEN), AfterValidator(request_of)]
+ModelName = Annotated[str, StringConstraints(max_length=200)]
 
 
 class Strict(BaseModel):
@@ -33,14 +36,14 @@ class OneRequest(Strict):
 class InterpreterRequest(OneRequest):
     """Body of `POST /api/interpreter`."""
 
-    model: str | None = Field(default=None, description="A registered model; null is the default one.")
+    model: ModelName | None = Field(default=None, description="A registered model; null is the default one.")
 
 
 class BatchRequest(Strict):
     """Body of `POST /api/interpreter/batch`."""
 
     requests: list[OneRequest] = Field(min_length=1, max_length=MAX_BATCH)
-    model: str | None = None
+    model: ModelName | None = None
 
 
 class ScoreUncertainty(Strict):
@@ -120,7 +123,7 @@ class StatusResponse(Strict):
 
 
 class Lenient(BaseModel):
-    """A body of OpenAI's API, of which we read a part: what it says besides (temperature, n, ...) changes nothing."""
+    """A part of a body of OpenAI's API, of which we read what we need."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -129,14 +132,14 @@ class TextPart(Lenient):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str = Field(max_length=MAX_REQUEST_CHARS)
+    text: str
 
 
 class ChatMessage(Lenient):
     """A message. The last one of the user is the request; the instruction is the model's own."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, StringConstraints(max_length=MAX_REQUEST_CHARS)] | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=64)]
 
     @property
     def text(self) -> str:
@@ -144,12 +147,21 @@ class ChatMessage(Lenient):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatRequest(Lenient):
-    """Body of `POST /v1/chat/completions`."""
+class StreamOptions(Lenient):
+    """What a stream has besides its text."""
 
-    model: str
+    include_usage: bool | None = None
+
+
+class ChatRequest(BaseModel):
+    """Body of `POST /v1/chat/completions`. Parameters that it does not list are looked at in `chat_parameters`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    model: ModelName
     messages: list[ChatMessage] = Field(min_length=1, max_length=64)
     stream: bool | None = False
+    stream_options: StreamOptions | None = None
 
 
 class AnswerMessage(Strict):
@@ -207,11 +219,12 @@ class ModelList(Strict):
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": words}
     for status, words in {
-        400: "The body is not JSON.",
+        400: "The body is not JSON, or asks for what this server does not do.",
         401: "The API key is missing or wrong.",
         404: "There is no such model.",
         408: "The request was sent too slowly.",
         413: "The body is too large.",
+        415: "The body is compressed.",
         422: "The body is not as described, or the request does not fit the model.",
         429: "Too many requests of this client; `Retry-After` says when to come back.",
         502: "The model's engine answered with something else than an answer, or not at all.",

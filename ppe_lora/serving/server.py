@@ -1,24 +1,20 @@
 """The process: one address, the models, uvicorn, and an end in which nobody is cut off."""
 
-import asyncio
 import os
 import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ppe_lora.console import console
 from ppe_lora.errors import ServeError
 from ppe_lora.recipe.track import is_weave_project
 from ppe_lora.serving.app import create_api
 from ppe_lora.serving.backend import Backend
+from ppe_lora.serving.connections import Connections, Listener, most_connections, patient_protocol
 from ppe_lora.serving.gate import Gate
 from ppe_lora.serving.metrics import Metrics
 from ppe_lora.serving.service import Service
@@ -27,7 +23,8 @@ from ppe_lora.serving.shadow import Shadow
 from ppe_lora.serving.sources import name_models, open_models, parse_source
 from ppe_lora.serving.traces import Traces
 
-_LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
+_LAST_BYTES_S = 2
+"""After the drain, how long what was answered may take to leave: a client that does not read must not hold the end."""
 
 
 def serve(sources: Sequence[str], settings: Settings) -> None:
@@ -53,7 +50,7 @@ def serve(sources: Sequence[str], settings: Settings) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         said = f"http://{shown}:{port}/ answers with {', '.join(models)}; Ctrl-C ends it"
-        make_server(gate, settings, lambda: console.print(said, markup=False)).run([listener])
+        make_server(gate, listener, settings, lambda: console.print(said, markup=False)).run([listener])
     finally:
         listener.close()
 
@@ -71,11 +68,7 @@ def build_app(models: dict[str, Backend], settings: Settings, metrics: Metrics, 
         traces = Traces(settings.trace, Path(settings.trace_dir), metrics.dropped_traces)
     service = Service(models, settings.default, metrics, shadow, traces)
     api = create_api(service)
-    app: ASGIApp = api
-    if settings.is_loopback:
-        # A web page elsewhere could otherwise have its own name resolve to this machine, and read the answers.
-        app = TrustedHostMiddleware(api, allowed_hosts=_LOOPBACK_NAMES, www_redirect=False)
-    return Gate(app, settings, api_key, metrics, ["/", *api.openapi()["paths"]])
+    return Gate(api, settings, api_key, metrics, ["/", *api.openapi()["paths"]])
 
 
 def _shadow(name: str, backend: Backend, path: Path) -> Shadow:
@@ -85,18 +78,23 @@ def _shadow(name: str, backend: Backend, path: Path) -> Shadow:
         raise ServeError(f"--shadow-log: expected a file that can be written; got {path}: {error.strerror}") from error
 
 
-def make_server(gate: Gate, settings: Settings, announce: Callable[[], None] = lambda: None) -> "DrainingServer":
-    """uvicorn as we run it; `run([listener])` answers at a bound socket until a signal, then drains. `announce` is
-    called when clients can connect."""
+def make_server(
+    gate: Gate, listener: Listener, settings: Settings, announce: Callable[[], None] = lambda: None
+) -> "DrainingServer":
+    """uvicorn as we run it; `run([listener])` answers until a signal, then drains. `announce` is called when clients
+    can connect."""
     config = uvicorn.Config(
         gate,
-        http=_patient_protocol(settings.read_timeout_s),
+        loop="asyncio",  # `Listener` and `PatientProtocol` are made for it
+        http=patient_protocol(listener.connections, settings),
         ws="none",
-        log_level="warning",
+        log_level="error",  # its warnings are about what clients send: a line for each would be theirs to write
         access_log=False,
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_keep_alive=15,
-        timeout_graceful_shutdown=int(settings.drain_s) + 1,
+        timeout_graceful_shutdown=_LAST_BYTES_S,
     )
     return DrainingServer(config, gate, settings.drain_s, announce)
 
@@ -136,56 +134,25 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def _patient_protocol(limit_s: float) -> type[H11Protocol]:
-    """uvicorn's protocol, which by itself waits for ever for the headers of a request."""
-
-    class PatientProtocol(H11Protocol):
-        _silence: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._silence = self.loop.call_later(limit_s, self._close_silent)
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            idle = self.cycle is None or self.cycle.response_complete
-            if idle and self._silence is None:
-                self._silence = self.loop.call_later(limit_s, self._close_silent)
-            elif not idle:
-                self._forget()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._forget()
-            super().connection_lost(exc)
-
-        def _forget(self) -> None:
-            if self._silence is not None:
-                self._silence.cancel()
-                self._silence = None
-
-        def _close_silent(self) -> None:
-            self._silence = None
-            if self.cycle is None or self.cycle.response_complete:
-                self.transport.close()
-
-    return PatientProtocol
-
-
-def listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> Listener:
     """Take the address, so that nobody else can.
 
     Raises:
         ServeError: It is taken, or is none of this machine's.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
-        listener.close()
+        listener = Listener(family, Connections(most_connections(settings)))
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((settings.host, settings.port))
+        except BaseException:
+            listener.close()
+            raise
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one of a machine, such as a..b
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ServeError(
-            f"{settings.host}:{settings.port}: expected a free address of this machine; got: {error.strerror}; "
+            f"{settings.host}:{settings.port}: expected a free address of this machine; got: {reason}; "
             "name another with --port or --host"
         ) from error
     return listener

@@ -34,11 +34,19 @@ class Settings(Section):
     """Longest wait for an answer; status 504 beyond it."""
     read_timeout_s: float = Field(default=10.0, gt=0)
     """Longest wait for a client to send its request; status 408 beyond it, or a closed connection within headers."""
+    write_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest wait for a client to read its answer; the connection is closed beyond it."""
     drain_s: float = Field(default=30.0, gt=0)
     """After SIGTERM, longest wait for running requests."""
     max_body_bytes: Count = 262_144
+    max_connections: Count = 1024
+    """Open connections, of which half of the process's descriptors may be fewer; idle ones make room for new ones."""
     requests_per_minute: Count | None = None
     """Of one client address; null does not limit it."""
+    wrong_keys_per_minute: Count = 20
+    """Of one client address; then it gets status 429, unless it has shown the right key before."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses of proxies whose `X-Forwarded-For` names the client; anybody else's is not read."""
 
     @property
     def is_loopback(self) -> bool:

@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx2
 import pytest
 from openai import NotFoundError, OpenAI
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from ppe_lora.artifacts import write_manifest
 from ppe_lora.export.contract import contract_of, read_contract, uncorrected, write_contract
@@ -27,6 +29,7 @@ from tests.evaluations import predictions as made_up
 from tests.evaluations import write_run
 from tests.runs import TASK
 from tests.serving import Running, Scripted, serving
+from tests.teacher_servers import OpenAIServer, serve
 
 ROOT = Path(__file__).parents[2]
 REQUEST = {"request": "tiny one, huge other, case 4711"}
@@ -153,12 +156,13 @@ def test_an_engine_by_its_address_answers_as_the_model_behind_it(server, served_
 def test_an_engine_that_answers_prose_is_no_answer(served_run):
     """Without guided decoding an engine may say anything; nothing of it may reach the game as a number."""
 
-    class Prose(Scripted):
-        task = TASK.model_copy(update={"keys": ("mood", "prose")})
+    class Ollama(OpenAIServer):
+        async def list_models(self, request: Request) -> Response:
+            return JSONResponse({"object": "list", "data": [{"id": "run", "owned_by": "library"}]})
 
-    with serving({"run": Prose()}) as engine:  # noqa: SIM117 (its address is known only then)
-        with serving(f"m={served_run}@{engine.url}/v1#run") as front, front.client() as client:
-            response = client.post("/api/interpreter", json=REQUEST)
+    prose = Ollama(models=("run",), answer=lambda body: '{"mood":1,"prose":2}')
+    with serve(prose) as url, serving(f"m={served_run}@{url}/v1#run") as front, front.client() as client:
+        response = client.post("/api/interpreter", json=REQUEST)
     assert response.status_code == 502
     assert response.json()["error"]["message"] == "the model's engine gave no valid answer: missing key"
 

@@ -24,7 +24,9 @@ def main(model_dir: Path, rows_file: Path, out: Path) -> None:
     """Load the model, quantize its linear layers but the output head, save it."""
     rows: list[list[int]] = json.loads(rows_file.read_text(encoding="utf-8"))["rows"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype="auto", local_files_only=True, trust_remote_code=False
+    )
     model.to(device)
     # Weights share a scale in groups along the input, which must divide it.
     inputs = {module.in_features for module in model.model.modules() if isinstance(module, torch.nn.Linear)}

@@ -93,7 +93,7 @@ def _agrees(folder: Path, tokenizer: StudentTokenizer, conversations: Sequence[S
         for name in _HF_FILES:
             if (folder / name).is_file():
                 shutil.copy(folder / name, apart)
-        other = AutoTokenizer.from_pretrained(apart)
+        other = AutoTokenizer.from_pretrained(apart, trust_remote_code=False)
         if not other.chat_template:
             return False
         return all(
@@ -113,7 +113,7 @@ def _write_hf_files(source: Path, folder: Path) -> None:
     else:
         with tempfile.TemporaryDirectory() as apart:
             shutil.copy(file, Path(apart) / "tokenizer.model")
-            made = LlamaTokenizer.from_pretrained(apart)
+            made = LlamaTokenizer.from_pretrained(apart, trust_remote_code=False)
         made.chat_template = template
     made.save_pretrained(folder)
 

@@ -80,7 +80,9 @@ def write_onnx(recipe: Recipe, merged: Path, tokenizer: StudentTokenizer, folder
         raise EngineError(
             "onnx: expected the package onnxscript; got none; .venv/bin/pip install -c constraints.txt -e '.[onnx]'"
         ) from error
-    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(
+        merged, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
+    )
     size = sum(parameter.numel() * 4 for parameter in model.parameters())
     if size > _LARGEST_BYTES:
         raise ModelError(

@@ -21,7 +21,9 @@ def main(model_dir: Path, prompts_file: Path, out_file: Path) -> None:
     """Load the model, decode every prompt, write the new ids."""
     asked: dict[str, Any] = json.loads(prompts_file.read_text(encoding="utf-8"))
     device = asked["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=asked["dtype"], local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=asked["dtype"], local_files_only=True, trust_remote_code=False
+    )
     model.to(device).eval()
     model.generation_config = GenerationConfig(
         do_sample=False,

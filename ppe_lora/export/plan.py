@@ -116,11 +116,11 @@ def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def _without_weights(folder: Path) -> PreTrainedModel:
     """The model of a folder with every weight on the meta device: names, shapes and layers, no memory."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if config.to_dict().get("quantization_config"):
         raise ModelError(f"{folder}: expected an unquantized base to merge into; its config has a quantization_config")
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model
 
 

@@ -21,6 +21,7 @@ from ppe_lora.errors import ModelError
 from ppe_lora.locks import holding
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.mistral3 import write_text_model
+from ppe_lora.student.own_code import refuse_own_code
 from ppe_lora.student.tokenizer_files import save_tokenizer_files
 
 SMOLLM2 = "smollm2-135m"
@@ -81,12 +82,14 @@ def weight_files(folder: Path, name: str | None = None) -> list[Path]:
         name: What to call the model in an error; the folder by default.
 
     Raises:
-        ModelError: The folder has no `config.json`, no safetensors weights, or lacks a file that its index lists.
+        ModelError: The folder has no `config.json`, no safetensors weights, lacks a file that its index lists, or
+            needs code of its own.
     """
     name = name or str(folder)
     if not (folder / "config.json").is_file():
         hint = "; this is an adapter: name its base model" if (folder / "adapter_config.json").is_file() else ""
         raise ModelError(f"{name}: expected a model folder with config.json; got {_listing(folder)}{hint}")
+    refuse_own_code(folder, name)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = [folder / file for file in sorted(set(read_json(index)["weight_map"].values()))]
@@ -133,6 +136,7 @@ def _download(repository: str, revision: str | None, files: list[str]) -> Path:
     folder = _snapshot(repository, revision, ["config.json"], at)
     if (folder / "config.json").is_file():
         _check_unquantized(read_json(folder / "config.json"), repository)
+    refuse_own_code(folder, repository)
     return _snapshot(repository, revision, files, at)
 
 
@@ -209,12 +213,14 @@ def _write_smollm2(gguf: Path, folder: Path) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     # The weights are plain float32 by now; what still says "gguf" would make save_pretrained refuse.
     del model.config.quantization_config
     model.is_quantized = False
     model.hf_quantizer = None
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.config.eos_token_id = end
     model.generation_config = GenerationConfig(

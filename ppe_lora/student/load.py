@@ -52,6 +52,7 @@ def load_base(student: Student, folder: Path, device: torch.device | str) -> Pre
         ignore_mismatched_sizes=True,  # so that they are reported below with all the rest
         output_loading_info=True,
         local_files_only=True,
+        trust_remote_code=False,
     )
     model, report = loaded
     _check_loaded(report, folder)

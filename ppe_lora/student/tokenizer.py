@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from ppe_lora.artifacts import hash_file, hash_json, read_json
 from ppe_lora.errors import ModelError
+from ppe_lora.student.own_code import refuse_own_code
 from ppe_lora.student.tokenizer_files import (
     PROBE_TEXTS,
     differing_text,
@@ -224,7 +225,7 @@ class TemplateStudentTokenizer(StudentTokenizer):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self._core = AutoTokenizer.from_pretrained(folder, mistral_format=False)
+            self._core = AutoTokenizer.from_pretrained(folder, mistral_format=False, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder}: expected tokenizer files; got {str(error).splitlines()[0]}") from error
         if not self._core.chat_template:
@@ -325,8 +326,10 @@ def load_tokenizer(folder: Path) -> StudentTokenizer:
 
     Raises:
         ModelError: No usable tokenizer or chat template, a prompt that is not the start of its row, an answer without
-            an end token, numbers that are not one token per digit, or ids beyond the model's vocabulary.
+            an end token, numbers that are not one token per digit, ids beyond the model's vocabulary, or code of the
+            model's own.
     """
+    refuse_own_code(folder)
     config_file = folder / "config.json"
     config = read_json(config_file) if config_file.is_file() else {}
     decisive = mistral_file(folder) if _MISTRAL_FAMILY.match(config.get("model_type", "")) else None

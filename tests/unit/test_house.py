@@ -1,5 +1,6 @@
 """The repository keeps its own promises: a fast command line, portable versions, recipes that load and compare."""
 
+import ast
 import os
 import re
 import subprocess
@@ -129,3 +130,18 @@ def test_threads_sleep_while_they_wait(own: dict[str, str], policy: str) -> None
     )
     assert done.returncode == 0, done.stderr
     assert set(re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr)) == {policy}
+
+
+def test_no_loader_may_ask_for_a_models_code() -> None:
+    """Left out, transformers asks on the terminal whether to run a model's own code, and takes a `yes`."""
+    loaders = []
+    for path in sorted((ROOT / "ppe_lora").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+                continue
+            owner = call.func.value.id if isinstance(call.func.value, ast.Name) else ""
+            if call.func.attr in ("from_pretrained", "from_config") and (owner.startswith("Auto") or "Llama" in owner):
+                given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+                loaders.append((f"{path.name}:{call.lineno}", given.get("trust_remote_code")))
+    assert len(loaders) >= 10
+    assert {place for place, given in loaders if given != "False"} == set()

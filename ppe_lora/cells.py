@@ -45,7 +45,7 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"expected UTF-8 text; got byte {error.object[error.start]:#04x}") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise ValueError(f"{error.msg} ({line}column {error.colno})") from None
+        raise ValueError(f"not JSON: {error.msg} ({line}column {error.colno})") from None
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     if text.count("[") + text.count("{") > MAX_DEPTH:
@@ -136,8 +136,9 @@ def request_of(raw: Any) -> str:
     return text
 
 
+Text = Annotated[str, AfterValidator(text_of)]
 Request = Annotated[str, AfterValidator(request_of)]
-"""A request in a person's words, for sections and bodies."""
+"""A text, and one in a person's words, for sections and bodies."""
 
 
 def is_blank(text: str) -> bool:
@@ -256,7 +257,10 @@ def shown(raw: Any) -> str:
     """A value as it stands in messages: its `repr`, cut; every character can be written."""
     if isinstance(raw, int) and abs(raw) > 10**60:
         return "a number of more than 60 digits"
-    return shorten(repr(raw))
+    try:
+        return shorten(repr(raw))
+    except RecursionError:
+        return "lists in lists without end"
 
 
 def shorten(text: str) -> str:

@@ -3,13 +3,16 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppe_lora.corpus.formats import Format, content_bytes, hosted_problems, record_of, row_of
+from ppe_lora.cells import shown
+from ppe_lora.console import console
+from ppe_lora.corpus.formats import Format, content_bytes, hosted_problems, own_instruction, record_of, row_of
+from ppe_lora.corpus.precision import Scale, narrow
 from ppe_lora.corpus.rows import SPLITS, Row, split_path
-from ppe_lora.corpus.tables import raise_problems, read_records
+from ppe_lora.corpus.tables import is_csv, raise_problems, read_records
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import SplitName
 from ppe_lora.tasks.scores import ScoresTask
@@ -59,24 +62,65 @@ def convert(source: Path, target: Path, to: Format, task: ScoresTask, skip_inval
     report: list[dict[str, Any]] = []
     problems: list[str] = []
     first_at: dict[str, str] = {}
+    instructions: dict[str, str] = {}
+    rows: dict[str, Row] = {}
     for entry in _entries(source):
         found, row, record = _converted(entry.values, task, to)
         if row and (earlier := first_at.setdefault(row.id, entry.where)) != entry.where:
             found = [f"id {row.id} is already used in {earlier}"]
+        if row and (instruction := own_instruction(entry.values, task)):
+            instructions.setdefault(instruction, entry.where)
+            found = found + _another(instruction, instructions)
         line: dict[str, Any] = {"where": entry.where, "split": entry.split, "id": row.id if row else None}
         if to == "finetuning_api" and row:
             line["bytes"] = content_bytes(record)
         report.append({**line, "problems": found})
         problems += [f"{entry.where}: {problem}" for problem in found]
-        if not found:
+        if row and not found:
             by_split.setdefault(entry.split, []).append(record)
+            rows[entry.where] = row
     if not skip_invalid:
         raise_problems(problems)
     if not by_split:
         raise DataError(f"{source}: expected at least one valid record; got none of {len(report)}:\n{problems[0]}")
     _write(target, by_split, report, to, task)
-    rows = {name: len(by_split[name]) for name in SPLITS if name in by_split}
-    return Converted(rows, len(report) - sum(rows.values()))
+    for note in _notes(rows, list(instructions), task):
+        console.print(note, markup=False)
+    counts = {name: len(by_split[name]) for name in SPLITS if name in by_split}
+    return Converted(counts, len(report) - len(rows))
+
+
+def _another(instruction: str, instructions: Mapping[str, str]) -> list[str]:
+    """The problem of an instruction that is not the first one met; dropping both would make rows that contradict."""
+    first, where = next(iter(instructions.items()))
+    if instruction == first:
+        return []
+    return [
+        f"instruction: expected one instruction in all records, since a row has no place for it; got "
+        f"{shown(instruction)} and, in {where}, {shown(first)}; put it into `input`, or convert the records of each "
+        "instruction by themselves"
+    ]
+
+
+def _notes(rows: Mapping[str, Row], instructions: Sequence[str], task: ScoresTask) -> list[str]:
+    """What is to be known of converted rows, which are given by their places."""
+    notes = []
+    if instructions:
+        notes.append(f"the records' instruction {shown(instructions[0])} is left out: rows have the recipe's")
+    first: dict[tuple[Any, ...], str] = {}
+    against: list[tuple[str, str]] = []
+    for where, row in rows.items():
+        earlier = first.setdefault((row.request, row.language, tuple(sorted((row.context or {}).items()))), where)
+        if rows[earlier].target != row.target:
+            against.append((where, earlier))
+    if against:
+        (where, earlier), count = against[0], len(against)
+        notes.append(
+            f"{count} of {len(rows)} rows contradict an earlier row: the same request with another target; for example "
+            f"{where} and {earlier}"
+        )
+    values = {key: [float(row.target[key]) for row in rows.values()] for key in task.keys}
+    return notes + [f"target.{note}" for note in narrow(values, Scale(task.low, task.high))]
 
 
 def _converted(values: Mapping[str, Any], task: ScoresTask, to: Format) -> tuple[list[str], Row | None, dict[str, Any]]:
@@ -91,6 +135,11 @@ def _converted(values: Mapping[str, Any], task: ScoresTask, to: Format) -> tuple
 
 def _entries(source: Path) -> Iterator[Entry]:
     if source.is_file():
+        if is_csv(source):
+            raise DataError(
+                f"{source}: expected JSONL or a Hugging Face data set; got CSV; `ppe-lora data build` reads it by a "
+                "recipe with data.source.kind: import"
+            )
         split = _SPLIT_NAMES[found[1]] if (found := _FILE.fullmatch(source.stem)) else "train"
         yield from _jsonl(source, split)
         return

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import ValidationError
 
+from ppe_lora.cells import is_blank, shown, text_of
 from ppe_lora.corpus.filters import detect_language
-from ppe_lora.corpus.rows import Row, row_id
+from ppe_lora.corpus.rows import Row, problems_of, row_id
 from ppe_lora.tasks.scores import Language, Rejected, ScoresTask
 
 Format = Literal["rows", "messages", "instruction", "prompt_completion", "finetuning_api", "hf"]
@@ -26,6 +27,8 @@ class _Conversation(NamedTuple):
     instruction: str | None
     user: str
     answer: str
+    system: bool = False
+    """Whether the instruction is a message of its own, which is never read as another one."""
 
 
 def record_of(row: Row, task: ScoresTask, to: Format) -> dict[str, Any]:
@@ -67,15 +70,22 @@ def row_of(record: Mapping[str, Any], task: ScoresTask) -> Row:
     else:
         fields = _read(_conversation(record, task), fields, task)
     if isinstance(fields["target"], Mapping):
+        fields["target"] = {key: task.without_noise(value) for key, value in fields["target"].items()}
         task.check_target(fields["target"])
     try:
         row = Row.model_validate_json(json.dumps({"id": "", **fields}))
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-        raise ValueError("; ".join(problems)) from None
+        raise ValueError("; ".join(problems_of(error))) from None
     if row.id:
         return row
     return row.model_copy(update={"id": row_id(row.request, row.target, row.language, row.context)})
+
+
+def own_instruction(record: Mapping[str, Any], task: ScoresTask) -> str | None:
+    """The instruction of a record of `instruction`, `input` and `output` that is not the task's; a row has no place
+    for it."""
+    instruction = record.get("instruction") if record.get("input") and "output" in record else None
+    return instruction if isinstance(instruction, str) and instruction not in _instructions(task) else None
 
 
 def hosted_problems(record: Mapping[str, Any]) -> list[str]:
@@ -104,6 +114,12 @@ def content_bytes(record: Mapping[str, Any]) -> int:
 def _read(conversation: _Conversation, fields: Mapping[str, Any], task: ScoresTask) -> dict[str, Any]:
     """The fields of a row from its conversation; language and context only where they are not given."""
     named = fields.get("language") or _language(conversation, task)
+    if conversation.system and conversation.instruction not in _instructions(task):
+        raise ValueError(
+            f"messages.0: expected the recipe's instruction or no system message; got "
+            f"{shown(conversation.instruction)}, for which a row has no place; write it as task.instruction.{named} in "
+            "the recipe, or delete it"
+        )
     language = next((known for known in get_args(Language) if known == named), None)
     if language is None:
         raise ValueError(f"language: expected {' or '.join(get_args(Language))}; got {named}; give every record one")
@@ -124,10 +140,12 @@ def _read(conversation: _Conversation, fields: Mapping[str, Any], task: ScoresTa
 
 def _language(conversation: _Conversation, task: ScoresTask) -> str:
     """The language of the task's instruction, or of the request where the instruction is another."""
-    for language in task.instruction:
-        if conversation.instruction == task.instruction_text(language):
-            return language
-    return detect_language(conversation.user)
+    return _instructions(task).get(conversation.instruction or "") or detect_language(conversation.user)
+
+
+def _instructions(task: ScoresTask) -> dict[str, Language]:
+    """The language of every wording of the task's instruction."""
+    return {task.instruction_text(language): language for language in reversed(task.instruction)}
 
 
 def _conversation(record: Mapping[str, Any], task: ScoresTask) -> _Conversation:
@@ -137,7 +155,7 @@ def _conversation(record: Mapping[str, Any], task: ScoresTask) -> _Conversation:
         if roles[-2:] != ["user", "assistant"] or len(roles) - (roles[0] == "system") != 2:
             raise ValueError(f"messages: expected one request and one answer; got {', '.join(roles)}")
         instruction = messages[0]["content"] if roles[0] == "system" else None
-        return _Conversation(instruction, messages[-2]["content"], messages[-1]["content"])
+        return _Conversation(instruction, messages[-2]["content"], messages[-1]["content"], roles[0] == "system")
     if "output" in record:
         user = _text(record, "input") if record.get("input") else _text(record, "instruction")
         instruction = _text(record, "instruction") if record.get("input") else None
@@ -157,10 +175,16 @@ def _conversation(record: Mapping[str, Any], task: ScoresTask) -> _Conversation:
 
 
 def _text(record: Mapping[str, Any], key: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{key}: expected a text; got {value!r}")
-    return value
+    return _shown_text(record.get(key), key)
+
+
+def _shown_text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or is_blank(value):
+        raise ValueError(f"{where}: expected a text; got {shown(value)}")
+    try:
+        return text_of(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _check_messages(messages: Any) -> list[dict[str, str]]:
@@ -175,8 +199,7 @@ def _check_messages(messages: Any) -> list[dict[str, str]]:
         expected = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
         if role not in expected[follows]:
             raise ValueError(f"{where}.role: expected {' or '.join(expected[follows])}; got {role!r}")
-        if not isinstance(content, str) or not content.strip():
-            raise ValueError(f"{where}.content: expected a text; got {content!r}")
+        _shown_text(content, f"{where}.content")
     if messages[-1]["role"] != "assistant":
         raise ValueError(f"messages: expected the assistant's answer last; got a message of the {messages[-1]['role']}")
     return messages

@@ -92,7 +92,19 @@ def check_precision(
             f"{digits(high)}; write {section}.rescale: {given.fitted} (the ends of their own scale), or "
             f"{section}.rescale: {given.scale} if they are right as they are"
         ], []
-    return [], [words[key] for key, one in kept.items() if one.lost > _WORTH_A_NOTE] + given.narrow()
+    notes = [words[key] for key, one in kept.items() if one.lost > _WORTH_A_NOTE]
+    return [], notes + [f"{section}.target.{note}" for note in narrow(values, given.scale)]
+
+
+def narrow(values: Mapping[str, Sequence[float]], scale: Scale) -> list[str]:
+    """A note on each key whose values take a small part of the scale."""
+    ends = {key: Scale(min(values_N), max(values_N)) for key, values_N in values.items()}
+    return [
+        f"{key}: values from {digits(own.low)} to {digits(own.high)} only, of {digits(scale.low)} to "
+        f"{digits(scale.high)}; are they on another scale?"
+        for key, own in ends.items()
+        if 0 < own.high - own.low <= _SMALL_PART * (scale.high - scale.low)
+    ]
 
 
 class _Given(NamedTuple):
@@ -121,17 +133,6 @@ class _Given(NamedTuple):
 
     def kept(self, task: ScoresTask, scale: Scale) -> dict[str, Kept]:
         return {key: kept_of(values_N, scale, task) for key, values_N in self.values.items()}
-
-    def narrow(self) -> list[str]:
-        """A note for each score of which a small part of the scale is used."""
-        low, high = self.scale
-        ends = {key: Scale(min(values_N), max(values_N)) for key, values_N in self.values.items()}
-        return [
-            f"{self.section}.target.{key}: values from {digits(own.low)} to {digits(own.high)} only, of "
-            f"{digits(low)} to {digits(high)}; are they on another scale?"
-            for key, own in ends.items()
-            if 0 < own.high - own.low <= _SMALL_PART * (high - low)
-        ]
 
     def remedy(self) -> str:
         """The first of the lines to write that keeps enough of every score."""

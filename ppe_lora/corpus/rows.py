@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from ppe_lora.artifacts import read_json
+from ppe_lora.cells import Request, Text, parse_json
 from ppe_lora.corpus.tables import raise_problems
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import SplitName, Style
@@ -24,14 +25,14 @@ class Row(Section):
     """One request and its target. `id` is the hash of what the student sees and must answer."""
 
     id: str
-    request: str = Field(min_length=1)
+    request: Request = Field(min_length=1)
     target: dict[str, int | float]
     language: Language
     style: Style | None = None
     scenario: tuple[str, ...] = ()
     sampler: Literal["uniform", "cluster", "edge", "import"] = "import"
     teacher: str | None = None
-    context: dict[str, str] | None = None
+    context: dict[Text, Text] | None = None
 
 
 def row_id(request: str, target: dict[str, float], language: Language, context: dict[str, str] | None) -> str:
@@ -86,13 +87,18 @@ def read_rows(path: Path, task: ScoresTask) -> list[Row]:
                 continue
             try:
                 row = Row.model_validate_json(line.decode().strip())
-                task.check_target(row.target)
+                parse_json(line)  # of a key that is there twice, pydantic takes the last
             except UnicodeDecodeError as error:
                 problems.append(f"{path}:{number}: expected UTF-8 text; got byte {error.object[error.start]:#04x}")
                 continue
             except ValidationError as error:
-                problems += [f"{path}:{number}: {_where(e['loc'])}{e['msg']}" for e in error.errors()]
+                problems += [f"{path}:{number}: {problem}" for problem in problems_of(error)]
                 continue
+            except ValueError as error:
+                problems.append(f"{path}:{number}: {error}")
+                continue
+            try:
+                task.check_target(row.target)
             except ValueError as error:
                 problems.append(f"{path}:{number}: target: {error}")
                 if row.target.keys() != set(task.keys):
@@ -119,5 +125,9 @@ def targets_matrix(rows: Sequence[Row], task: ScoresTask) -> NDArray[np.float64]
     return np.array([[row.target[key] for key in task.keys] for row in rows], dtype=np.float64)
 
 
-def _where(location: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, location)) + ": " if location else ""
+def problems_of(error: ValidationError) -> list[str]:
+    """What pydantic found wrong with a row, one problem a field."""
+    return [
+        ": ".join(filter(None, [".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")]))
+        for one in error.errors()
+    ]

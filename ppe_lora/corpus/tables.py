@@ -25,13 +25,18 @@ class Record(NamedTuple):
     values: Mapping[str, Any]
 
 
+def is_csv(path: Path) -> bool:
+    """Whether a file's name says that it has columns."""
+    return path.suffix.lower() in _CSV
+
+
 def file_problem(path: Path) -> str | None:
     """What keeps a path from being a file of records, in words after "expected ..."; None if nothing does."""
     if path.is_dir():
         return f"expected a file; got the folder {path}"
     if path.suffix.lower() == ".json":
         return f"expected .csv, .tsv or .jsonl; got {path}; {_ONE_A_LINE}"
-    if path.suffix.lower() not in (*_CSV, *_JSONL):
+    if not is_csv(path) and path.suffix.lower() not in _JSONL:
         return f"expected .csv, .tsv or .jsonl; got {path}"
     return None
 
@@ -59,7 +64,7 @@ def read_records(path: Path, encoding: str = "utf-8", key: str | None = None) ->
     problems: list[str] = []
     try:
         with open_text(path, encoding, key) as file:
-            read = _csv if path.suffix.lower() in _CSV else _jsonl
+            read = _csv if is_csv(path) else _jsonl
             for record in read(file, path, problems):
                 empty = False
                 yield record
@@ -153,7 +158,7 @@ def _jsonl(file: TextIO, path: Path, problems: list[str]) -> Iterator[Record]:
         except ValueError as error:
             if line.strip() in ("[", "[{"):
                 raise DataError(f"{where}: expected a JSON object; got the start of a list; {_ONE_A_LINE}") from None
-            problems.append(f"{where}: not JSON: {error}")
+            problems.append(f"{where}: {error}")
             continue
         if isinstance(values, dict):
             yield Record(number, values)

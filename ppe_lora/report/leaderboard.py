@@ -1,11 +1,10 @@
 """A sweep's leaderboard as Markdown, CSV and JSON."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from ppe_lora.artifacts import write_json, write_text
+from ppe_lora.cells import csv_text
 from ppe_lora.evaluation.leaderboard import Entry, Leaderboard
 from ppe_lora.evaluation.paired import Difference
 from ppe_lora.report.page import Words
@@ -158,14 +157,12 @@ def _notes(board: Leaderboard) -> list[str]:
 def _csv(board: Leaderboard) -> str:
     names = sorted({name for entry in board.entries for name in entry.stored.metrics})
     keys = list(board.entries[0].settings)
-    text = io.StringIO()
-    writer = csv.writer(text)
     own = ["trainable_parameters", "peak_memory_bytes", "rows_per_s"]
     paired = ["difference", "difference_low", "difference_high", "p"]
     valid = "valid/mse_norm_served"
-    writer.writerow(
+    rows: list[list[Any]] = [
         ["run", *keys, *own, "gate_passed", "selected", valid, *paired, *(f"test/{name}" for name in names)]
-    )
+    ]
     for entry in board.entries:
         found = against_selected(board, entry)
         row: list[Any] = [
@@ -175,8 +172,8 @@ def _csv(board: Leaderboard) -> str:
         ]
         row += [entry.passes_gate, entry.name == board.selected, entry.valid.get(entry.stored.selected_by)]
         row += [found.difference, found.low, found.high, found.p] if found else [None] * 4
-        writer.writerow([*row, *(entry.stored.metrics.get(name) for name in names)])
-    return text.getvalue()
+        rows.append([*row, *(entry.stored.metrics.get(name) for name in names)])
+    return csv_text(rows)
 
 
 def _json(board: Leaderboard) -> dict[str, Any]:

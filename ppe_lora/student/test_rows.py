@@ -1,7 +1,5 @@
 """The test rows, decoded once at the end by the adapter that was selected on validation."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest, write_text
+from ppe_lora.cells import csv_text
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import Row, read_rows, split_path, targets_matrix
 from ppe_lora.errors import ModelError
@@ -131,14 +130,12 @@ def _worst_cases(result: Evaluation, recipe: Recipe) -> str:
         off = [(row[field][key] - row["target"][key]) / task.span for key in task.keys] if row[field] else [np.inf]
         cases.append((float(np.mean(np.square(off))), row))
     cases.sort(key=lambda case: case[0], reverse=True)
-    table = io.StringIO()
-    writer = csv.writer(table)
     columns = [f"{side}_{key}" for side in ("target", "answer") for key in task.keys]
-    writer.writerow(["id", "request", "mse_norm", "rejected", *columns])
+    table: list[list[Any]] = [["id", "request", "mse_norm", "rejected", *columns]]
     for error, row in cases[:WORST_CASES]:
         answer = row[field] or {}
         targets = [row["target"][key] for key in task.keys]
         answers = [answer.get(key, "") for key in task.keys]
         shown = error if row[field] else ""
-        writer.writerow([row["id"], row["request"], shown, row["rejected"] or "", *targets, *answers])
-    return table.getvalue()
+        table.append([row["id"], row["request"], shown, row["rejected"] or "", *targets, *answers])
+    return csv_text(table)

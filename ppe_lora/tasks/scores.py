@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from ppe_lora.cells import digits
+from ppe_lora.cells import digits, shown
 from ppe_lora.section import Conflict, Section
 
 Language = Literal["en", "ja"]
@@ -201,6 +201,18 @@ class ScoresTask(Section):
         if problems:
             raise ValueError("; ".join(problems))
 
+    def without_noise(self, value: Any) -> Any:
+        """A number that is off the task's grid by floating-point noise as the point of the grid; else the value.
+
+        Example:
+            >>> ScoresTask(keys=("a",), low=0, high=1, decimals=1).without_noise(0.30000000000000004)
+            0.3
+        """
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low - 1 <= value <= self.high + 1:
+            return value
+        rounded = self.round(value)
+        return rounded if abs(rounded - value) <= 1e-9 * self.span else value
+
     def round(self, value: float) -> float:
         """`value` clipped to the range and rounded to the task's decimals, halves to even like Python's `round`."""
         rounded = round(min(max(value, self.low), self.high), self.decimals) + 0.0  # never -0.0
@@ -242,14 +254,14 @@ class ScoresTask(Section):
         seen: set[str] = set()
         for key, _ in found:
             if key not in self.keys or key in seen:
-                return Rejected(Reason.UNKNOWN_KEY, key, text)
+                return Rejected(Reason.UNKNOWN_KEY, key.encode(errors="backslashreplace").decode(), text)
             seen.add(key)
         for key in self.keys:
             value = pairs[key]
             if isinstance(value, bool) or not isinstance(value, int | float) or round(value, self.decimals) != value:
-                return Rejected(Reason.NOT_A_NUMBER, f"{key}: {value!r}", text)
+                return Rejected(Reason.NOT_A_NUMBER, f"{key}: {shown(value)}", text)
             if not self.low <= value <= self.high:
-                return Rejected(Reason.OUT_OF_RANGE, f"{key}: {value!r}", text)
+                return Rejected(Reason.OUT_OF_RANGE, f"{key}: {shown(value)}", text)
         return Answer(tuple(float(pairs[key]) for key in self.keys))
 
 

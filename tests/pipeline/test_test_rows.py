@@ -1,16 +1,20 @@
 """The test rows: decoded once, by the best adapter, with a correction that is theirs."""
 
+import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ppe_lora.artifacts import read_json
+from ppe_lora.cells import unguarded
 from ppe_lora.errors import Interrupted, ModelError
 from ppe_lora.recipe import load_recipe
 from ppe_lora.student import test_rows
 from ppe_lora.student.test_rows import evaluate_test_rows
 from ppe_lora.student.training import train
+from ppe_lora.tasks.scores import ScoresTask
 from tests.runs import make_data, make_recipe
 
 
@@ -70,3 +74,17 @@ def test_a_read_out_that_the_student_does_not_give_is_refused_before_decoding(fo
     recipe = load_recipe(folder / "run.yaml", ["evaluate.read_out=calibrated"])
     with pytest.raises(ModelError, match=r"^evaluate\.read_out: expected greedy for .*; got calibrated$"):
         evaluate_test_rows(recipe, folder / "data" / "d", folder / "checkpoints" / "run")
+
+
+def test_worst_cases_run_nothing_in_a_spreadsheet():
+    """`=HYPERLINK(...)` in a player's request is a formula where somebody opens the file."""
+    request = '=HYPERLINK("http://x","y")'
+    row = {"id": "-1+1", "request": request, "target": {"joy": 1, "calm": -5}, "rejected": "@x", "parsed": None}
+    recipe = SimpleNamespace(task=ScoresTask(keys=("joy", "calm")), evaluate=SimpleNamespace(read_out="greedy"))
+    table = test_rows._worst_cases(SimpleNamespace(predictions=[row]), recipe)
+    header, cells = csv.reader(table.splitlines())
+    assert dict(zip(header, cells, strict=True)) == {
+        "id": "'-1+1", "request": f"'{request}", "mse_norm": "", "rejected": "'@x", "target_joy": "1",
+        "target_calm": "-5", "answer_joy": "", "answer_calm": "",
+    }  # fmt: skip
+    assert unguarded(cells[1]) == request

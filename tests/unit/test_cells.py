@@ -41,9 +41,9 @@ def test_the_examples_hold() -> None:
         ('{"\\uDE00": 1}', "a text holds half of a character (the lone surrogate U+DE00)"),
         ('"\ud83d"', "a text holds half of a character (the lone surrogate U+D83D)"),
         (b'{"a": "\x89J"}', "expected UTF-8 text; got byte 0x89"),
-        ('{"a": 1,}', "Expecting property name enclosed in double quotes (column 9)"),
-        ('{"a": 1}\n{"a": 2}', "Extra data (line 2, column 1)"),
-        ("", "Expecting value (column 1)"),
+        ('{"a": 1,}', "not JSON: Expecting property name enclosed in double quotes (column 9)"),
+        ('{"a": 1}\n{"a": 2}', "not JSON: Extra data (line 2, column 1)"),
+        ("", "not JSON: Expecting value (column 1)"),
     ],
 )
 def test_json_that_readers_understand_in_different_ways_is_refused(text: str | bytes, expected: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppe_lora.cells import is_blank
 from ppe_lora.cli import main
 from ppe_lora.corpus.convert import convert
 from ppe_lora.corpus.formats import FORMATS, hosted_problems, record_of, row_of
@@ -18,7 +19,8 @@ from ppe_lora.tasks.scores import ScoresTask
 
 TASK = ScoresTask(keys=("joy", "calm"))
 TENTHS = ScoresTask(keys=("joy", "calm"), low=-1, high=1, decimals=1)
-TEXT = st.text(min_size=1, max_size=40).filter(lambda text: text.strip())
+SIGNS = st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from("\t\r\n\x0b\x85")
+TEXT = st.text(SIGNS, min_size=1, max_size=40).filter(lambda text: not is_blank(text))
 NAME = st.text("abcdefgh雨", min_size=1, max_size=5)
 
 

@@ -4,10 +4,16 @@ import math
 from collections.abc import Mapping
 
 from ppe_lora.errors import SelectionError
+from ppe_lora.evaluation.loss_course import TRAIN_MORE
 from ppe_lora.recipe.schema import ReadOut
 
 
-def select_epoch(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: float, read_out: ReadOut = "greedy") -> int:
+def select_epoch(
+    metrics_by_epoch: Mapping[int, Mapping[str, float]],
+    gate: float,
+    read_out: ReadOut = "greedy",
+    advice: str = TRAIN_MORE,
+) -> int:
     """The epoch to serve: among those whose format rates pass the gate, the one with the smallest
     mse_norm of the read-out, which is a number only while training has not diverged.
 
@@ -17,6 +23,7 @@ def select_epoch(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: floa
         metrics_by_epoch: Epoch number to its decoded metrics.
         gate: Lowest json_valid_rate and schema_valid_rate that pass.
         read_out: The read-out that will be served.
+        advice: What to do where no epoch passes (see `loss_course.advice`).
 
     Raises:
         SelectionError: No epoch passes; the message names the nearest.
@@ -33,10 +40,12 @@ def select_epoch(metrics_by_epoch: Mapping[int, Mapping[str, float]], gate: floa
         raise SelectionError("selection: expected at least one evaluated epoch; got none")
     nearest = max(metrics_by_epoch, key=lambda epoch: format_rate(metrics_by_epoch[epoch]))
     found = metrics_by_epoch[nearest]
+    if format_rate(found) >= gate:
+        raise SelectionError(f"selection: no epoch that passes the format gate of {gate:g} has a {name}. {advice}")
     raise SelectionError(
         f"selection: no epoch passes the format gate of {gate:g}; the nearest is epoch {nearest} with "
         f"json_valid_rate {found['json_valid_rate']:.3f} and schema_valid_rate {found['schema_valid_rate']:.3f}. "
-        "Train longer or raise train.learning_rate; evaluate.gate says what is accepted."
+        f"{advice}"
     )
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import safe_open
 
 from ppe_lora.artifacts import hash_file, hash_json, write_json, write_manifest
 from ppe_lora.errors import ModelError
 from ppe_lora.export.model_files import write_config
 from ppe_lora.export.plan import DTYPES, MergePlan, PlannedTensor, plan_merge
 from ppe_lora.student.base import weight_files
+from ppe_lora.student.load import ADAPTER_REMEDY
+from ppe_lora.student.tensors import open_tensors, weights_remedy
 from ppe_lora.student.tokenizer_files import save_tokenizer_files
 
 _BLOCK_BYTES = 4 << 20
@@ -127,9 +128,9 @@ def write_weights(plan: MergePlan, adapter_file: Path, folder: Path) -> None:
     Raises:
         ModelError: A merged weight is infinite or not a number.
     """
-    with safe_open(adapter_file, framework="pt") as adapter:
+    with open_tensors(adapter_file, ADAPTER_REMEDY) as adapter:
         for file, tensors in plan.shards.items():
-            with safe_open(file, framework="pt") as base, (folder / file.name).open("wb") as out:
+            with open_tensors(file, weights_remedy(file.parent)) as base, (folder / file.name).open("wb") as out:
                 out.write(_header(tensors))
                 for tensor in tensors:
                     for block in _merged_blocks(tensor, base, adapter):
@@ -198,7 +199,10 @@ def _row_merger(tensor: PlannedTensor, adapter: Any) -> Callable[[torch.Tensor, 
 def _check_finite(block: torch.Tensor, tensor: PlannedTensor) -> None:
     # One bad weight makes the sum bad, and a sum is several times faster than looking at each weight.
     if not torch.isfinite(block.sum(dtype=torch.float32)):
-        raise ModelError(f"{tensor.name}: expected finite merged weights; got infinite ones or none at all (NaN)")
+        raise ModelError(
+            f"{tensor.name}: expected finite merged weights; got infinite ones or none at all (NaN); look at the "
+            "weights of the base model, and train with a lower train.learning_rate"
+        )
 
 
 def _check_room(folder: Path, plan: MergePlan) -> None:

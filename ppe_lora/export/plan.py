@@ -14,12 +14,12 @@ import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ppe_lora.artifacts import read_json
 from ppe_lora.errors import ModelError
 from ppe_lora.student.base import weight_files
+from ppe_lora.student.tensors import open_tensors, weights_remedy
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """The types of weights, by their names in safetensors files."""
@@ -109,7 +109,7 @@ def plan_merge(base_folder: Path, adapter_folder: Path, dtype: str) -> MergePlan
 def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of the tensors of a safetensors file, in the order of their bytes: reading them so reads the file
     once, from its beginning to its end."""
-    with safe_open(file, framework="pt") as tensors:
+    with open_tensors(file, weights_remedy(file.parent)) as tensors:
         slices = ((name, tensors.get_slice(name)) for name in tensors.offset_keys())
         return {name: (str(one.get_dtype()), tuple(one.get_shape())) for name, one in slices}
 

@@ -22,6 +22,7 @@ from ppe_lora.locks import holding
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.mistral3 import write_text_model
 from ppe_lora.student.own_code import refuse_own_code
+from ppe_lora.student.tensors import open_tensors, weights_remedy
 from ppe_lora.student.tokenizer_files import save_tokenizer_files
 
 SMOLLM2 = "smollm2-135m"
@@ -82,8 +83,8 @@ def weight_files(folder: Path, name: str | None = None) -> list[Path]:
         name: What to call the model in an error; the folder by default.
 
     Raises:
-        ModelError: The folder has no `config.json`, no safetensors weights, lacks a file that its index lists, or
-            needs code of its own.
+        ModelError: The folder has no `config.json`, no safetensors weights, lacks a file that its index lists, needs
+            code of its own, or one of the files is cut or no such file.
     """
     name = name or str(folder)
     if not (folder / "config.json").is_file():
@@ -99,7 +100,7 @@ def weight_files(folder: Path, name: str | None = None) -> list[Path]:
                 f"{name}: expected every file of model.safetensors.index.json; got no {', '.join(missing)}; "
                 "download the model again"
             )
-        return files
+        return _whole(files)
     files = sorted(
         file for file in folder.glob("*.safetensors") if not file.name.startswith(("consolidated", "adapter"))
     )
@@ -108,6 +109,13 @@ def weight_files(folder: Path, name: str | None = None) -> list[Path]:
             f"{name}: expected weights in *.safetensors; got {_listing(folder)}; "
             "save the model with `save_pretrained`, or name a repository that has safetensors"
         )
+    return _whole(files)
+
+
+def _whole(files: list[Path]) -> list[Path]:
+    for file in files:
+        with open_tensors(file, weights_remedy(file.parent)):
+            pass
     return files
 
 

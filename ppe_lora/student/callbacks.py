@@ -1,7 +1,6 @@
 """What happens around the steps of a training: a log, checkpoints by time and signal, an evaluation per epoch."""
 
 import csv
-import math
 import shutil
 import signal
 import time
@@ -15,13 +14,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ppe_lora.artifacts import read_json
 from ppe_lora.console import Advance, console, warn
-from ppe_lora.errors import RunError, SelectionError
+from ppe_lora.errors import SelectionError
 from ppe_lora.evaluation.metrics import Matrix, ratio
 from ppe_lora.evaluation.selection import metric_of, select_epoch
 from ppe_lora.recipe.schema import Evaluate, Recipe
 from ppe_lora.student.checkpoints import epoch_folders
+from ppe_lora.student.divergence import Diverged, check_adapter, check_step
 from ppe_lora.student.evaluate import EncodedSplit, Evaluation, evaluate_student, write_evaluation
 from ppe_lora.student.processes import processes
+from ppe_lora.student.tensors import NotFinite
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie
 
@@ -42,15 +43,11 @@ class TrainLog(TrainerCallback):
         """Append the step, on the first process only.
 
         Raises:
-            RunError: The loss is no number any more, on all processes; what is saved is from before that.
+            RunError: The loss or the gradient is no number, on all processes; what is saved is from before that.
         """
         if "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            raise RunError(
-                f"{self.path}: expected a finite loss; got {logs['loss']} at step {state.global_step}. Training has "
-                "diverged: lower train.learning_rate, and begin again with `ppe-lora train RECIPE --fresh`"
-            )
+        check_step(self.path, state.global_step, logs["loss"], logs.get("grad_norm"))
         if not state.is_world_process_zero:
             return
         new = not self.path.exists()
@@ -172,7 +169,11 @@ class EpochEvaluation(TrainerCallback):
             return
         student: PeftModel = getattr(model, "module", model)
         settings, task = self.recipe.evaluate, self.recipe.task
-        result = evaluate_student(student, self.valid, self.train_NK, task, self.tokenizer, settings, self.trie)
+        check_adapter(student, self.run_dir, state.global_step)
+        try:
+            result = evaluate_student(student, self.valid, self.train_NK, task, self.tokenizer, settings, self.trie)
+        except NotFinite as error:
+            raise Diverged(f"{self.run_dir}: epoch {epoch}: {error}") from error
         if state.is_world_process_zero:
             times = {"epoch": float(epoch), "step": float(state.global_step)}
             train_loss = {"train_loss": _mean_train_loss(self.run_dir, epoch)}

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from ppe_lora.artifacts import hash_file, read_json, write_json
-from ppe_lora.errors import RunError
+from ppe_lora.errors import FileError, RunError
 
 STAGING = ".writing"
 _COMPLETE = "complete.json"
@@ -86,7 +86,11 @@ def _folders(state_dir: Path) -> list[tuple[int, Path]]:
 def _damage(checkpoint: Path) -> str | None:
     if not (checkpoint / _COMPLETE).is_file():
         return "it was never finished"
-    for name, expected in read_json(checkpoint / _COMPLETE).items():
+    try:
+        files = read_json(checkpoint / _COMPLETE)
+    except FileError:
+        return f"{_COMPLETE} is damaged"
+    for name, expected in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"

@@ -13,6 +13,7 @@ row where one is not is decoded by `generate` instead. Forced text takes the arg
 answer is valid. The distribution of a score is conditioned on the forced answers in front of it in both cases.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -50,6 +51,12 @@ class Decoded(NamedTuple):
     """Negative log-likelihood (nats) of the row's own completion; 0 where the row has none."""
     head_K: np.ndarray | None = None
     """The head's scores, in task units, not rounded; None without a head."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether everything that was computed is a number."""
+        posterior = self.log_p_KV is None or not self.log_p_KV.isnan().any()
+        return posterior and math.isfinite(self.nll) and (self.head_K is None or bool(np.isfinite(self.head_K).all()))
 
 
 def answer_token_limit(task: ScoresTask, tokenizer: StudentTokenizer) -> int:

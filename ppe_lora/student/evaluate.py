@@ -1,6 +1,7 @@
 """Decode a split, parse the answers, score them. Every evaluation of a student goes through here."""
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,7 @@ from ppe_lora.student.posterior import crps, mean, quantile
 from ppe_lora.student.processes import processes
 from ppe_lora.student.read_out import interval_of, plain, posterior_of
 from ppe_lora.student.stored_rows import encode_once, tokens_table
+from ppe_lora.student.tensors import NotFinite
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import Answer, Rejected, ScoresTask
@@ -140,9 +142,13 @@ def evaluate_student(
         trie: The trie of the task and tokenizer; None where the model does not compute packs exactly
             (`collate.packs_exactly`): then there are no distributions.
         head: Reads scores from hidden states, too.
+
+    Raises:
+        NotFinite: The model's outputs are no numbers.
     """
     decoder = Decoder(model, tokenizer, trie, answer_token_limit(task, tokenizer), head)
     decoded = _decode_shared(decoder, split.encoded, settings.batch_rows)
+    _check_numbers(decoded, split)
     texts = [tokenizer.decode(one.ids) for one in decoded]
     outcomes = [task.parse(text) for text in texts]
     target_NK = targets_matrix(split.rows, task)
@@ -174,6 +180,16 @@ def evaluate_student(
     return Evaluation(metrics, predictions, collapse_warnings(predicted_NK, target_NK[accepted], task))
 
 
+def _check_numbers(decoded: Sequence[Decoded], split: EncodedSplit) -> None:
+    bad = [row.id for row, one in zip(split.rows, decoded, strict=True) if not one.is_finite]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise NotFinite(
+            f"row {bad[0]}{more}: expected numbers from the model; got NaN or infinity; its weights are finite, "
+            "so it overflows on the way: set student.dtype to float32, or train with a lower train.learning_rate"
+        )
+
+
 def engine_of(trie: ScoreTrie | None, read_out: ReadOut) -> str:
     """What the latencies of an evaluation are of, in words."""
     if trie is None:
@@ -189,10 +205,12 @@ def _serves_forced(trie: ScoreTrie | None, read_out: ReadOut) -> bool:
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write `eval_metrics.json` and `eval_predictions.jsonl`."""
+    """Write `eval_metrics.json` and `eval_predictions.jsonl`. A metric that is no number is left out, as JSON has none
+    of those."""
     lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in evaluation.predictions]
     write_text(folder / "eval_predictions.jsonl", "".join(lines))
-    write_json(folder / "eval_metrics.json", evaluation.metrics)
+    finite = {name: value for name, value in evaluation.metrics.items() if math.isfinite(value)}
+    write_json(folder / "eval_metrics.json", finite)
 
 
 def _decode_shared(decoder: Decoder, rows: Sequence[EncodedRow], batch_rows: int) -> list[Decoded]:

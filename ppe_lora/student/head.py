@@ -18,18 +18,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from ppe_lora.artifacts import write_bytes
-from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.student.collate import PackedCollator, model_inputs
 from ppe_lora.student.encode import EncodedRow, alike
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.outputs import at_least_float32, decoder_of
+from ppe_lora.student.tensors import read_arrays
 
 LAYERS = 8
 """How many layers are tried, evenly spread over the upper three quarters of the model."""
@@ -42,6 +41,8 @@ FOLDS = 5
 _TEACHERS_ROWS = 4000
 """Most rows that the heads which teach are fitted on: there are many fits, and their time grows with the rows."""
 _ALPHAS = tuple(10.0**power for power in np.arange(0.5, 5.5, 0.5))
+_REMEDY = "delete it, and run `ppe-lora evaluate RECIPE`, then `ppe-lora export RECIPE`"
+_TEACHING_REMEDY = "delete it, and continue with `ppe-lora train RECIPE --resume`, which fits the same ones anew"
 FILE = "head.npz"
 """No safetensors: vLLM takes every such file in a folder for weights of the model."""
 
@@ -73,11 +74,8 @@ class Head(NamedTuple):
         path = folder / FILE
         if not path.is_file():
             return None
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return Head(tuple(map(int, arrays["layers"])), arrays["weight"], arrays["offset"])
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
-            raise ModelError(f"{path}: expected a head; got {error!r}; run `ppe-lora evaluate RECIPE`") from error
+        arrays = read_arrays(path, ("layers", "weight", "offset"), "a head", _REMEDY)
+        return Head(tuple(map(int, arrays["layers"])), arrays["weight"], arrays["offset"])
 
 
 class TeachingHeads(NamedTuple):
@@ -101,13 +99,17 @@ class TeachingHeads(NamedTuple):
 
     @staticmethod
     def load(folder: Path) -> "TeachingHeads | None":
-        """What `save` wrote; None where there is none."""
+        """What `save` wrote; None where there is none.
+
+        Raises:
+            ModelError: The file holds no heads.
+        """
         path = folder / _TEACHING_FILE
         if not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as arrays:
-            weight_FLKD, offset_FK = (torch.tensor(arrays[name]) for name in ("weight_FLKD", "offset_FK"))
-            return TeachingHeads(tuple(map(int, arrays["layers"])), weight_FLKD, offset_FK)
+        arrays = read_arrays(path, TeachingHeads._fields, "heads that teach", _TEACHING_REMEDY)
+        weight_FLKD, offset_FK = (torch.tensor(arrays[name]) for name in ("weight_FLKD", "offset_FK"))
+        return TeachingHeads(tuple(map(int, arrays["layers"])), weight_FLKD, offset_FK)
 
 
 _TEACHING_FILE = "teaching_heads.npz"

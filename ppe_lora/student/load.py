@@ -1,6 +1,7 @@
 """The frozen base model in memory and the adapter on it. What libraries would only log is an error here."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,7 +9,6 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -17,7 +17,12 @@ from ppe_lora.recipe.schema import Lora, Student
 from ppe_lora.student.attention import IMPLEMENTATION
 from ppe_lora.student.base import weight_files
 from ppe_lora.student.machine import bfloat16_supported, quantization_problem
+from ppe_lora.student.tensors import check_finite, open_tensors, weights_remedy
 
+ADAPTER_REMEDY = (
+    "put back the epoch's own copy, epochs/<number>/adapter, or train again with `ppe-lora train RECIPE --fresh`"
+)
+"""What to do about an adapter whose file cannot be used."""
 StudentModel = PreTrainedModel | PeftModel
 """A base model, or one with its adapter."""
 
@@ -35,11 +40,11 @@ def load_base(student: Student, folder: Path, device: torch.device | str) -> Pre
 
     Raises:
         ModelError: Weights are missing, left over or of another shape (a tied output head may be missing), or the
-            machine cannot quantize as asked.
+            machine cannot quantize as asked; or they are cut, or not finite.
     """
     transformers_logging.disable_progress_bar()
     device = torch.device(device)
-    weight_files(folder)
+    weight_files(folder)  # named before transformers reads them
     dtype = compute_dtype(student, device)
     quantization = _quantization(student, device, dtype)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -56,6 +61,7 @@ def load_base(student: Student, folder: Path, device: torch.device | str) -> Pre
     )
     model, report = loaded
     _check_loaded(report, folder)
+    check_finite(_numbers(model), str(folder), f"{weights_remedy(folder)}, or take another one: no training mends it")
     if student.quantization == "nf4":
         _keep_differentiable(model)
     return cast(PreTrainedModel, model)
@@ -113,12 +119,13 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) 
         trainable: Whether its weights are to be trained further.
 
     Raises:
-        ModelError: The folder holds no adapter, or its tensors are not exactly those that the model needs.
+        ModelError: The folder holds no adapter, its tensors are not exactly those that the model needs, or they are not
+            finite.
     """
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: expected an adapter with {name}; got no such file")
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+    with open_tensors(folder / "adapter_model.safetensors", ADAPTER_REMEDY) as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
@@ -131,7 +138,21 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) 
             f"{folder}: expected the tensors of this base model's adapter; got a difference in "
             f"{_some([name for name, _ in differing])}; load it onto the base model it was trained on"
         )
+    adapter = ((name, weight) for name, weight in adapted.named_parameters() if "lora_" in name)
+    check_finite(adapter, str(folder / "adapter_model.safetensors"), ADAPTER_REMEDY)
     return adapted
+
+
+def _numbers(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights by name; of a quantized one the scales that it is multiplied by, where NaN and infinity end up."""
+    for name, weight in model.named_parameters():
+        yield name, weight
+        state = getattr(weight, "quant_state", None)
+        if state is not None:
+            yield name, state.absmax if state.offset is None else state.offset
+        scales = getattr(weight, "SCB", None)
+        if scales is not None:
+            yield name, scales
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:

@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 import torch
-from safetensors import safe_open
 
 from ppe_lora.errors import ModelError
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.base import SMOLLM2, cache_folder, is_on_hub, weight_files
+from ppe_lora.student.tensors import open_tensors, weights_remedy
 
 GB = 1e9
 
@@ -153,7 +153,7 @@ def _smollm2_fact() -> Fact:
 def _count(files: list[Path]) -> Size:
     parameters = embeddings = 0
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
+        with open_tensors(file, weights_remedy(file.parent)) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                 if "vision_tower" in name or "multi_modal_projector" in name:
                     continue

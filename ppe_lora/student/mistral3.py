@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import Mistral3Config
 
 from ppe_lora.artifacts import write_json
 from ppe_lora.errors import ModelError
+from ppe_lora.student.tensors import open_tensors, weights_remedy
 
 # As stored on the Hub, and as newer versions of transformers name the modules.
 _TEXT = re.compile(r"^(?:language_model\.model|model\.language_model(?:\.model)?)\.")
@@ -59,7 +59,7 @@ def write_text_model(files: Sequence[Path], config: Mapping[str, Any], folder: P
     shard_of: dict[str, str] = {}
     n_bytes = 0
     for file in files:
-        with safe_open(file, framework="pt") as shard:
+        with open_tensors(file, weights_remedy(file.parent)) as shard:
             names = {name: text_tensor_name(name) for name in shard.keys()}  # noqa: SIM118 (not a mapping)
             tensors = {new: shard.get_tensor(old) for old, new in names.items() if new is not None}
         if tensors:

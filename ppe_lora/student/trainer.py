@@ -16,6 +16,7 @@ from ppe_lora.boundary import in_words
 from ppe_lora.errors import RunError
 from ppe_lora.recipe.schema import Recipe, Train
 from ppe_lora.student.checkpoints import STAGING, commit_checkpoint
+from ppe_lora.student.divergence import check_adapter
 from ppe_lora.student.head import TeachingHeads
 from ppe_lora.student.machine import bfloat16_supported
 from ppe_lora.student.objective import training_loss
@@ -87,6 +88,7 @@ class PpeTrainer(SFTTrainer):
         return str(self.state_dir / STAGING)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        check_adapter(model, self.state_dir.parent, self.state.global_step)
         doing = f"{self.state_dir}: the checkpoint of step {self.state.global_step} could not be written"
         staged = self.state_dir / STAGING
         with in_words(doing, "Continue with `ppe-lora train --resume`: earlier checkpoints are untouched"):

@@ -17,14 +17,24 @@ from ppe_lora.artifacts import is_current, read_json, write_json, write_manifest
 from ppe_lora.console import console, progress, warn
 from ppe_lora.corpus.rows import dataset_version, read_rows, split_path, targets_matrix
 from ppe_lora.errors import DataError, Interrupted, ModelError, RunError
+from ppe_lora.evaluation.loss_course import advice, read_loss_course
 from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix
 from ppe_lora.evaluation.selection import held_back, select_epoch
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.load import decisive_values, differing_keys, dump_recipe, is_decisive
 from ppe_lora.student.base import resolve_base
-from ppe_lora.student.callbacks import Checkpoints, EpochEvaluation, TrainLog, epoch_metrics, is_exhausted, keep_best
+from ppe_lora.student.callbacks import (
+    Checkpoints,
+    EpochEvaluation,
+    TrainLog,
+    best_epoch,
+    epoch_metrics,
+    is_exhausted,
+    keep_best,
+)
 from ppe_lora.student.checkpoints import cut_history, newest_checkpoint, step_of
 from ppe_lora.student.collate import Collator, PackedCollator, PaddedCollator, packs_exactly
+from ppe_lora.student.divergence import Diverged
 from ppe_lora.student.estimate import fitting_rows, free_bytes
 from ppe_lora.student.evaluate import EncodedSplit, encode_split
 from ppe_lora.student.head import HEAD_ROWS, TeachingHeads, fit_teaching_heads, layers_to_try, request_states
@@ -95,7 +105,8 @@ def train(
     started = time.monotonic()
     trained = _run(recipe, data_dir, run_dir)
     judged = epoch_metrics(run_dir), recipe.evaluate.gate, recipe.evaluate.read_out
-    best = select_epoch(*judged)
+    course = read_loss_course(run_dir / "train_log.csv")
+    best = select_epoch(*judged, advice(course))
     if state.is_main_process:
         keep_best(run_dir, best)
         write_manifest(
@@ -113,13 +124,15 @@ def train(
         console.print(f"{run_dir}: epoch {best} selected, its adapter is in {run_dir / 'best'}")
         if warning := held_back(*judged):
             warn(warning)
+        if course is not None and course.diverged:
+            warn(f"the training loss was {course.story}: training has diverged; lower train.learning_rate")
     state.wait_for_everyone()
 
 
 def _prepare_folder(recipe: Recipe, inputs: dict[str, Any], run_dir: Path, *, resume: bool, fresh: bool) -> None:
     config, started_from = run_dir / "config.yaml", run_dir / "state" / "inputs.json"
-    if fresh:
-        shutil.rmtree(run_dir, ignore_errors=True)
+    if fresh and run_dir.exists():
+        shutil.rmtree(run_dir)  # a folder that cannot be deleted is named: it would be found again below
     if config.is_file():
         differing = differing_keys(recipe, load_recipe(config))
         changed = [key for key in differing if is_decisive(key)]
@@ -167,6 +180,7 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
     packs = packs_exactly(model, train_split.encoded, tokenizer.pad_id)
     collate = _collator(recipe, trie, packs, tokenizer.pad_id)
     unembedding = unembedding_of(model)
+    diverged: dict[str, str] = {}
     if not is_exhausted(epoch_metrics(run_dir), recipe):
         with Checkpoints(recipe.train.checkpoint_minutes) as checkpoints:
             evaluation = EpochEvaluation(
@@ -180,7 +194,10 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
             with progress("training", steps, done=done, visible=state.is_main_process) as advance:
                 trainer.add_callback(TrainLog(run_dir, advance))
                 trainer.callback_handler.callbacks.insert(0, trainer.callback_handler.callbacks.pop())
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                try:
+                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                except Diverged as error:
+                    diverged = _ended_by(error, recipe, run_dir)
             if checkpoints.stopped_by is not None:
                 raise Interrupted(
                     f"{run_dir}: stopped by {checkpoints.stopped_by} after step {trainer.state.global_step}; "
@@ -196,7 +213,25 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
         "rows_per_s": rows_per_s(run_dir, recipe.train.rows_per_step),
         "peak_memory_bytes": peak_memory_bytes(state.device),
         "tokenizer": tokenizer.fingerprint(),
+        **diverged,
     }
+
+
+def _ended_by(error: Diverged, recipe: Recipe, run_dir: Path) -> dict[str, str]:
+    """What the manifest says of a training that ends where it diverged, with an epoch before it to select.
+
+    Raises:
+        Diverged: There is none.
+    """
+    best = best_epoch(epoch_metrics(run_dir), recipe.evaluate)
+    if best is None:
+        raise error
+    if processes().is_main_process:
+        warn(
+            f"{error.fact}. Training has diverged and ends here. Epoch {best} is from before that: it is kept, and can "
+            f"be evaluated and exported. For a longer training, {error.remedy}"
+        )
+    return {"diverged": error.fact}
 
 
 def _teaching_heads(model: PeftModel, split: EncodedSplit, recipe: Recipe, folder: Path) -> TeachingHeads | None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppe_lora.console import console
+from ppe_lora.console import console, warn
 from ppe_lora.evaluation.runs import A_RUN, RUNS, find_run, no_run
 from ppe_lora.locks import holding
 from ppe_lora.recipe import Recipe
@@ -123,10 +123,21 @@ def train(recipe: Recipe, *, resume: bool = False, fresh: bool = False) -> None:
 def _train(recipe: Recipe, followers: "Followers", *, resume: bool, fresh: bool) -> None:
     from ppe_lora.student import training
 
+    if _is_first_process() and (fresh or not training.is_trained(recipe, data_dir(recipe), run_dir(recipe))):
+        _warn_of_later_stages(recipe)
     if fresh:
         followers.wait_for_earlier_ones(say)
     # Followers start when the run folder is there, and not before --fresh has deleted an earlier one.
     training.train(recipe, data_dir(recipe), run_dir(recipe), resume=resume, fresh=fresh, on_start=followers.start)
+
+
+def _warn_of_later_stages(recipe: Recipe) -> None:
+    """Say what the stages behind the training will lack: there are hours to install it."""
+    from ppe_lora.export.needs import missing_for_export
+    from ppe_lora.tracking.follower import missing_for_tracking
+
+    for problem in [*missing_for_export(recipe), *missing_for_tracking(recipe.track)]:
+        warn(problem)
 
 
 def evaluate(recipe: Recipe) -> None:

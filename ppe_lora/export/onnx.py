@@ -3,6 +3,7 @@
 import logging
 import shutil
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from ppe_lora.artifacts import read_json, write_json
 from ppe_lora.errors import EngineError, ModelError
 from ppe_lora.export.scripts import write_client
 from ppe_lora.recipe import Recipe
+from ppe_lora.recipe.schema import Student
 from ppe_lora.student.decode import answer_token_limit
+from ppe_lora.student.machine import model_size
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.tokenizer_files import save_tokenizer_files
 
@@ -59,6 +62,24 @@ class _Step(torch.nn.Module):
         return (output.logits, *present)
 
 
+def check_onnx(model: str, parameters: float) -> None:
+    """Check that a model of so many parameters can become an ONNX file here.
+
+    Raises:
+        EngineError: The packages of the extra `onnx` are missing.
+        ModelError: The model is too large for one file.
+    """
+    if find_spec("onnxscript") is None:
+        raise EngineError(
+            "onnx: expected the package onnxscript; got none; .venv/bin/pip install -c constraints.txt -e '.[onnx]'"
+        )
+    if parameters * 4 > _LARGEST_BYTES:
+        raise ModelError(
+            f"{model}: expected at most {_LARGEST_BYTES / 1e9:.0f} GB in float32 for Node or a browser; got "
+            f"{parameters * 4 / 1e9:.1f} GB; leave onnx out of export.engines"
+        )
+
+
 def write_onnx(recipe: Recipe, merged: Path, tokenizer: StudentTokenizer, folder: Path) -> None:
     """Write `onnx/model.onnx` with everything that Transformers.js reads, and a client.
 
@@ -74,21 +95,11 @@ def write_onnx(recipe: Recipe, merged: Path, tokenizer: StudentTokenizer, folder
     """
     if not (merged / "tokenizer.json").is_file():
         raise ModelError(f"{merged}: expected a tokenizer.json, which Transformers.js reads; got none")
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise EngineError(
-            "onnx: expected the package onnxscript; got none; .venv/bin/pip install -c constraints.txt -e '.[onnx]'"
-        ) from error
+    size = model_size(Student(model=str(merged)))
+    check_onnx(str(merged), size.parameters if size else 0)
     model = AutoModelForCausalLM.from_pretrained(
         merged, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
     )
-    size = sum(parameter.numel() * 4 for parameter in model.parameters())
-    if size > _LARGEST_BYTES:
-        raise ModelError(
-            f"{merged}: expected at most {_LARGEST_BYTES / 1e9:.0f} GB in float32 for Node or a browser; got "
-            f"{size / 1e9:.1f} GB; leave onnx out of export.engines"
-        )
     (folder / "onnx").mkdir()
     _export(model.eval(), folder / "onnx" / "model.onnx")
     save_tokenizer_files(merged, folder)

@@ -51,7 +51,12 @@ def write_quantized(
     write_config(folder, folder, None)
 
 
-def _compress(merged: Path, folder: Path, rows: Sequence[EncodedRow]) -> None:
+def compress_python() -> Path:
+    """The Python of llm-compressor's environment.
+
+    Raises:
+        ModelError: There is none, or this environment could not load what it makes.
+    """
     python = Path(os.environ.get("PPE_LORA_COMPRESS_PYTHON", ".venv-compress/bin/python"))
     lacking = None if python.is_file() else str(python)
     if lacking is None and find_spec("compressed_tensors") is None:
@@ -61,10 +66,15 @@ def _compress(merged: Path, folder: Path, rows: Sequence[EncodedRow]) -> None:
             f"export.quantize: expected the environment of llm-compressor; got no {lacking}; make it with "
             "`make compress`, or name its Python in PPE_LORA_COMPRESS_PYTHON"
         )
+    return python.absolute()
+
+
+def _compress(merged: Path, folder: Path, rows: Sequence[EncodedRow]) -> None:
+    python = compress_python()
     with tempfile.TemporaryDirectory(prefix="ppe-compress-") as apart:
         rows_file = Path(apart) / "rows.json"
         write_json(rows_file, {"rows": [row.prompt_ids + row.completion_ids for row in rows]})
-        ended = run_apart("compress.py", merged, rows_file, folder, python=python.absolute())
+        ended = run_apart("compress.py", merged, rows_file, folder, python=python)
     if ended.status:
         raise ModelError(
             f"{merged}: llm-compressor could not quantize it (exit {ended.status}); the last lines it printed:\n"

@@ -30,7 +30,7 @@ from ppe_lora.evaluation.metrics import (
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import Evaluate, OnBadRow, ReadOut
 from ppe_lora.student.decode import Decoded, Decoder, answer_token_limit, measure_latency_ms
-from ppe_lora.student.encode import EncodedRow
+from ppe_lora.student.encode import EncodedRow, EncodedRows
 from ppe_lora.student.head import FOLDS, Head
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.posterior import crps, mean, quantile
@@ -52,8 +52,8 @@ class EncodedSplit(NamedTuple):
     unusable: int = 0
     """Rows that the model's prompt format cannot express, left out by `student.on_bad_row`."""
 
-    def batch_rows(self, trie: ScoreTrie) -> Dataset:
-        """The rows as collators take them, with their targets as leaves of the trie and their fold (`head.FOLDS`).
+    def leaves(self, trie: ScoreTrie) -> list[list[int]]:
+        """The targets as leaves of the trie, N rows by K keys.
 
         Raises:
             ModelError: An answer's tokens are not those of its parts, so that its scores would be read at other tokens.
@@ -66,8 +66,11 @@ class EncodedSplit(NamedTuple):
                     f"row {row.id}: expected the answer in the tokens of its keys and values; got others, so the "
                     f"tokenizer joins parts of {dict(row.target)}; choose a student whose tokenizer has a token a digit"
                 )
-        table = tokens_table(self.encoded)
-        table = table.append_column("leaves", [leaves_NK])
+        return leaves_NK
+
+    def batch_rows(self, trie: ScoreTrie) -> Dataset:
+        """The rows as collators take them, with their `leaves` and their fold (`head.FOLDS`). Raises as `leaves`."""
+        table = tokens_table(self.encoded).append_column("leaves", [self.leaves(trie)])
         return Dataset(InMemoryTable(table.append_column("fold", [[index % FOLDS for index in range(len(self.rows))]])))
 
 
@@ -101,13 +104,18 @@ def encode_split(
     found = encode_once(rows, task, tokenizer, max_tokens)
     if on_bad_row == "stop":
         found.checked()
+    return keep_encoded(rows, found, task)
+
+
+def keep_encoded(rows: Sequence[Row], found: EncodedRows, task: ScoresTask) -> EncodedSplit:
+    """Of some rows those that have been encoded, their targets in the task's order."""
     without = {row_id for row_id, _ in found.too_long} | {row.id for row in found.unusable}
-    kept = [row for row in rows if row.id not in without]
     in_order = [
         row
         if tuple(row.target) == task.keys
         else row.model_copy(update={"target": {key: row.target[key] for key in task.keys}})
-        for row in kept
+        for row in rows
+        if row.id not in without
     ]
     return EncodedSplit(in_order, found.encoded, len(found.too_long), len(found.unusable))
 

@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from ppe_lora.artifacts import hash_json
+from ppe_lora.artifacts import hash_json, write_bytes
 from ppe_lora.corpus.rows import Row
 from ppe_lora.student.base import cache_folder
 from ppe_lora.student.encode import EncodedRow, EncodedRows, Unusable, encode_rows
@@ -106,17 +106,10 @@ def _write(path: Path, rows: EncodedRows) -> None:
     table = tokens_table(rows.encoded)
     note = {"too_long": rows.too_long, "unusable": rows.unusable, "checksum": _checksum(table)}
     table = table.replace_schema_metadata({"note": json.dumps(note)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_file(buffer, table.schema) as writer:
+        writer.write_table(table)
+    write_bytes(path, buffer.getvalue().to_pybytes())
     files = sorted(path.parent.glob("*.arrow"), key=lambda file: file.stat().st_mtime)
     for old in files[:-_KEPT_FILES]:
         old.unlink(missing_ok=True)

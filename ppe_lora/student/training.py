@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
 
 from ppe_lora.artifacts import is_current, read_json, write_json, write_manifest, write_text
 from ppe_lora.console import console, progress, warn
-from ppe_lora.corpus.rows import dataset_version, read_rows, split_path, targets_matrix
-from ppe_lora.errors import DataError, Interrupted, ModelError, RunError
+from ppe_lora.corpus.rows import dataset_version, targets_matrix
+from ppe_lora.errors import Interrupted, ModelError, RunError
 from ppe_lora.evaluation.loss_course import advice, read_loss_course
 from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix
 from ppe_lora.evaluation.selection import held_back, select_epoch
@@ -36,16 +36,16 @@ from ppe_lora.student.checkpoints import cut_history, newest_checkpoint, step_of
 from ppe_lora.student.collate import Collator, PackedCollator, PaddedCollator, packs_exactly
 from ppe_lora.student.divergence import Diverged
 from ppe_lora.student.estimate import fitting_rows, free_bytes
-from ppe_lora.student.evaluate import EncodedSplit, encode_split
-from ppe_lora.student.head import HEAD_ROWS, TeachingHeads, fit_teaching_heads, layers_to_try, request_states
+from ppe_lora.student.evaluate import EncodedSplit
+from ppe_lora.student.head import TeachingHeads, fit_teaching_heads, layers_to_try, request_states
 from ppe_lora.student.load import attach_lora, load_base, trainable_parameters
 from ppe_lora.student.machine import bfloat16_supported, model_size
 from ppe_lora.student.measured import peak_memory_bytes, rows_per_s
 from ppe_lora.student.outputs import unembedding_of
+from ppe_lora.student.preflight import Preflight, look_ahead
 from ppe_lora.student.processes import processes
-from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 from ppe_lora.student.trainer import PpeTrainer, sft_config
-from ppe_lora.student.trie import ScoreTrie, build_trie
+from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import ScoresTask
 
 _BEGUN = ("train_log.csv", "state/checkpoint-*", "epochs/*", "manifest.json")
@@ -64,6 +64,11 @@ def train_inputs(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
         "dataset_version": dataset_version(data_dir),
         "metric_version": METRIC_VERSION,
     }
+
+
+def is_trained(recipe: Recipe, data_dir: Path, run_dir: Path) -> bool:
+    """Whether the run folder holds this training, complete and unchanged. Raises as `train_inputs` does."""
+    return is_current(run_dir, train_inputs(recipe, data_dir))
 
 
 def train(
@@ -86,6 +91,7 @@ def train(
         on_start: Called once the run folder is there, also for a run that is already complete.
 
     Raises:
+        PpeError: `preflight.look_ahead` finds that the run would fail; nothing has been written or deleted.
         RunError: The folder holds another run.
         Interrupted: A signal came; the state is saved and `resume` continues.
         SelectionError: No epoch passes the format gate.
@@ -98,12 +104,15 @@ def train(
             console.print(f"{run_dir}: training is complete and unchanged")
         on_start()
         return
+    started = time.monotonic()
+    ready = look_ahead(recipe, data_dir, run_dir, fresh=fresh)
     if state.is_main_process:
+        for warning in ready.warnings:
+            warn(warning)
         _prepare_folder(recipe, inputs, run_dir, resume=resume, fresh=fresh)
     state.wait_for_everyone()
     on_start()
-    started = time.monotonic()
-    trained = _run(recipe, data_dir, run_dir)
+    trained = _run(recipe, ready, run_dir)
     judged = epoch_metrics(run_dir), recipe.evaluate.gate, recipe.evaluate.read_out
     course = read_loss_course(run_dir / "train_log.csv")
     best = select_epoch(*judged, advice(course))
@@ -122,8 +131,8 @@ def train(
         )
         shutil.rmtree(run_dir / "state", ignore_errors=True)
         console.print(f"{run_dir}: epoch {best} selected, its adapter is in {run_dir / 'best'}")
-        if warning := held_back(*judged):
-            warn(warning)
+        if told := held_back(*judged):
+            warn(told)
         if course is not None and course.diverged:
             warn(f"the training loss was {course.story}: training has diverged; lower train.learning_rate")
     state.wait_for_everyone()
@@ -158,25 +167,20 @@ def _has_begun(run_dir: Path) -> bool:
     return any(next(run_dir.glob(kept), None) for kept in _BEGUN)
 
 
-def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
+def _run(recipe: Recipe, ready: Preflight, run_dir: Path) -> dict[str, Any]:
     state = processes()
     base = resolve_base(recipe.student)
     rows_per_micro_step = _rows_per_micro_step(recipe, base, run_dir)
     config = sft_config(recipe, run_dir, state.num_processes, rows_per_micro_step)
-    tokenizer = load_tokenizer(base)
-    train_rows = read_rows(split_path(data_dir, "train"), recipe.task)
-    valid_rows = read_rows(split_path(data_dir, "valid"), recipe.task)
-    train_split, valid_split = (
-        _encode(name, rows, recipe, tokenizer) for name, rows in (("train", train_rows), ("valid", valid_rows))
-    )
-    trie = build_trie(recipe.task, tokenizer, recipe.train.objective.slots)
+    tokenizer, trie = ready.tokenizer, ready.trie
+    train_split, valid_split = ready.splits["train"], ready.splits["valid"]
     rows = train_split.batch_rows(trie)
     checkpoint = _checkpoint(run_dir)
     set_seed(recipe.seed)
     model = attach_lora(load_base(recipe.student, base, state.device), recipe.student.lora, recipe.seed)
     if state.is_main_process:
         _announce(recipe, model, train_split, valid_split)
-    train_NK = targets_matrix(train_rows, recipe.task)
+    train_NK = targets_matrix(ready.rows["train"], recipe.task)
     packs = packs_exactly(model, train_split.encoded, tokenizer.pad_id)
     collate = _collator(recipe, trie, packs, tokenizer.pad_id)
     unembedding = unembedding_of(model)
@@ -208,6 +212,8 @@ def _run(recipe: Recipe, data_dir: Path, run_dir: Path) -> dict[str, Any]:
         "valid_rows": len(valid_split.rows),
         "train_rows_too_long": train_split.too_long,
         "valid_rows_too_long": valid_split.too_long,
+        "train_rows_unusable": train_split.unusable,
+        "valid_rows_unusable": valid_split.unusable,
         "trainable_parameters": trainable_parameters(model),
         "rows_per_micro_step": rows_per_micro_step,
         "rows_per_s": rows_per_s(run_dir, recipe.train.rows_per_step),
@@ -235,17 +241,9 @@ def _ended_by(error: Diverged, recipe: Recipe, run_dir: Path) -> dict[str, str]:
 
 
 def _teaching_heads(model: PeftModel, split: EncodedSplit, recipe: Recipe, folder: Path) -> TeachingHeads | None:
-    """Heads fitted to the model as it is before training, if the objective wants them; kept in `folder` for a resume.
-
-    Raises:
-        DataError: There are too few rows to fit them on.
-    """
+    """Heads fitted to the model before training, if the objective wants them; kept in `folder` for a resume."""
     if not recipe.train.objective.head:
         return None
-    if len(split.rows) < HEAD_ROWS:
-        raise DataError(
-            f"train.objective.head: expected at least {HEAD_ROWS} training rows to fit heads on; got {len(split.rows)}"
-        )
     state = processes()
     if state.is_main_process and TeachingHeads.load(folder) is None:
         layers = layers_to_try(model)
@@ -297,7 +295,7 @@ def _checkpoint(run_dir: Path) -> Path | None:
 def _trainer(
     model: PeftModel,
     config: Any,
-    rows: list[dict[str, Any]],
+    rows: Dataset,
     collate: Collator,
     callbacks: list[Any],
     recipe: Recipe,
@@ -308,7 +306,7 @@ def _trainer(
         model=model,
         args=config,
         data_collator=collate,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=rows,
         processing_class=unused_tokenizer(),
         callbacks=callbacks,
     )
@@ -345,18 +343,6 @@ def _spread(train_NK: Matrix, task: ScoresTask) -> torch.Tensor:
 def unused_tokenizer() -> PreTrainedTokenizerFast:
     """TRL wants a tokenizer even for rows that are ids and a collator of their own; it is never asked anything."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"": 0}, unk_token="")))
-
-
-def _encode(name: str, rows: list[Any], recipe: Recipe, tokenizer: StudentTokenizer) -> EncodedSplit:
-    split = encode_split(rows, recipe.task, tokenizer, recipe.student.max_tokens)
-    if not split.rows:
-        raise DataError(f"{name}: every row is longer than student.max_tokens = {recipe.student.max_tokens}")
-    if split.too_long and processes().is_main_process:
-        warn(
-            f"{name}: {split.too_long} of {len(rows)} rows are longer than "
-            f"student.max_tokens = {recipe.student.max_tokens} and are left out"
-        )
-    return split
 
 
 def _total_steps(recipe: Recipe, rows: int) -> int:

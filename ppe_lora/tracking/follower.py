@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -136,6 +137,28 @@ def is_online(track: Track, has_key: Callable[[], bool]) -> bool:
     if told == "online" and not has_key():
         raise RunError("no W&B key: set WANDB_API_KEY, or run `wandb login`")
     return told == "online" or has_key()
+
+
+def missing_for_tracking(track: Track) -> list[str]:
+    """What the trackers of a recipe lack on this machine, one sentence for each; no server is asked."""
+    wanted = trackers(track)
+    told = [
+        f"track.{name}: expected the package {name}; got none; install it, or leave track.{name} out"
+        for name in wanted
+        if find_spec(name) is None
+    ]
+    if wanted:
+        try:
+            is_online(track, _may_have_key)
+        except RunError as error:
+            told.append(f"track.mode: {error}; until then nothing is sent")
+    return told
+
+
+def _may_have_key() -> bool:
+    """Whether there is a key, or a file where wandb would look for one."""
+    files = (Path(os.environ.get("NETRC", "~/.netrc")), Path("~/_netrc"))
+    return bool(os.environ.get("WANDB_API_KEY")) or any(file.expanduser().is_file() for file in files)
 
 
 def launch(place: Place, data_dir: Path, track: Track) -> subprocess.Popen[bytes]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -260,7 +261,7 @@ def test_autocast_takes_inputs_as_they_are(speaker, tmp_path, monkeypatch):
         layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
         config = dataclasses.replace(sft_config(recipe, tmp_path, 1, 4), bf16=True, max_steps=2)
         rows = [row._asdict() for row in split.encoded]
-        trainer = training._trainer(model, config, rows, PackedCollator(), [], recipe, tmp_path)
+        trainer = training._trainer(model, config, Dataset.from_list(rows), PackedCollator(), [], recipe, tmp_path)
         trainer.settings = Train()
         trainer.train()
         trained.append({name: weight.detach().clone() for name, weight in model.named_parameters() if "lora_" in name})

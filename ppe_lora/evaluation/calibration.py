@@ -36,6 +36,7 @@ from ppe_lora.tasks.scores import ScoresTask
 COVERAGE = 0.8
 _OF_COVERAGE = NormalDist().inv_cdf((1 + COVERAGE) / 2)
 """Standard deviations to either side of a normal distribution's mean that hold this share."""
+FILE = "calibration.json"
 WITHOUT_HEAD = "without_head"
 """Where a calibration that uses the head keeps the one that does not."""
 _FOLDS = 5
@@ -145,6 +146,20 @@ def read_calibration(path: Path, task: ScoresTask, *, with_head: bool = True) ->
             "run `ppe-lora evaluate RECIPE`, and `ppe-lora export RECIPE`"
         )
     return found
+
+
+def read_calibrations(folder: Path, task: ScoresTask) -> tuple[Calibration | None, Calibration | None]:
+    """The calibration of a run or an export, and the one for engines where it uses the head, which they do not read;
+    None for what there is not.
+
+    Raises:
+        ModelError: See `read_calibration`.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None, None
+    own = read_calibration(path, task)
+    return own, read_calibration(path, task, with_head=False) if own.uses_head else None
 
 
 def fit_calibration(

@@ -1,7 +1,9 @@
 """The parity certificate of an export, `parity.json`: proof that it answers as the adapter did, and what its files are.
 
-    requests   the rows that were asked, each with the answer of the adapter on its base: the reference
-    entries    one per engine that was asked the same: how many answers are identical, and how far off the others are
+    requests   the rows that were asked, each with what the adapter on its base answers, by text, by the mean and by the
+               read-out that is served: the reference
+    entries    one per engine that was asked the same: how many texts are identical, and by read-out and key how far off
+               the others are
     files      SHA-256 of every file of the folder, as `sha256sum` prints it
 
 Every export folder has its own. Engines append their entries with `add_entry`; who serves calls `check_files` first.
@@ -30,6 +32,15 @@ class Reading(NamedTuple):
     """The greedy answer."""
     posterior_mean: Mapping[str, float] | None = None
     """By key, in task units, not rounded; None where the engine gives no distributions."""
+    served: Mapping[str, Mapping[str, float]] = {}
+    """By read-out (`posterior_median`, `calibrated`, `calibrated_without_head`), then as `posterior_mean`; empty where
+    text or mean are served, and where an engine gives no distributions."""
+
+    @property
+    def read_outs(self) -> dict[str, Mapping[str, float]]:
+        """What is not text, by read-out."""
+        means = {} if self.posterior_mean is None else {"posterior_mean": self.posterior_mean}
+        return {**means, **self.served}
 
 
 class Asked(NamedTuple):
@@ -57,6 +68,7 @@ def write_certificate(folder: Path, rows: Sequence[Row], reference: Sequence[Rea
             "context": row.context,
             "text": reading.text,
             "posterior_mean": reading.posterior_mean,
+            "served": reading.served,
         }
         for row, reading in zip(rows, reference, strict=True)
     ]
@@ -76,7 +88,9 @@ def asked(folder: Path) -> list[Asked]:
         ModelError: The folder has no certificate.
     """
     return [
-        Asked(one["request"], one["language"], one["context"], Reading(one["text"], one["posterior_mean"]))
+        Asked(
+            one["request"], one["language"], one["context"], Reading(one["text"], one["posterior_mean"], one["served"])
+        )
         for one in _read(folder)["requests"]
     ]
 
@@ -115,21 +129,35 @@ def compare(references: Sequence[Reading], readings: Sequence[Reading], task: Sc
     values = [
         (one.values, other.values) for one, other in parsed if isinstance(one, Answer) and isinstance(other, Answer)
     ]
-    means = [
-        ([one.posterior_mean[key] for key in task.keys], [other.posterior_mean[key] for key in task.keys])
-        for one, other in pairs
-        if one.posterior_mean is not None and other.posterior_mean is not None
-    ]
+    by_read_out = {"greedy": values}
+    for one, other in pairs:
+        for name in one.read_outs.keys() & other.read_outs.keys():
+            both = tuple(tuple(side.read_outs[name][key] for key in task.keys) for side in (one, other))
+            by_read_out.setdefault(name, []).append((both[0], both[1]))
     return {
         "answers": len(pairs),
         "identical": sum(one.text == other.text for one, other in pairs),
         "unlike": sum(isinstance(one, Answer) != isinstance(other, Answer) for one, other in parsed),
         "largest_difference": {
             name: {key: max(abs(one[at] - other[at]) for one, other in found) for at, key in enumerate(task.keys)}
-            for name, found in (("greedy", values), ("posterior_mean", means))
+            for name, found in by_read_out.items()
             if found
         },
     }
+
+
+def told_difference(found: Mapping[str, Any], read_out: str) -> str:
+    """How far answers of a read-out are off at most, in words: `at most 0.31 off (a 0.31, b 0.12)`, in task units.
+
+    Args:
+        found: From `compare`.
+        read_out: A read-out of the certificate; `greedy` is the text.
+    """
+    by_key: dict[str, float] | None = found["largest_difference"].get(read_out)
+    if by_key is None:
+        return f"{read_out} not compared"
+    each = ", ".join(f"{key} {most:.2g}" for key, most in by_key.items())
+    return f"at most {max(by_key.values()):.2g} off ({each})"
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -8,7 +8,8 @@ from ppe_lora.engines.client import Engine
 from ppe_lora.engines.llama_cpp import LlamaCpp
 from ppe_lora.engines.vllm import Vllm
 from ppe_lora.errors import RunError
-from ppe_lora.export.parity import asked
+from ppe_lora.export.answers import read_correction
+from ppe_lora.export.parity import asked, told_difference
 from ppe_lora.export.served import prove_node, prove_served
 from ppe_lora.recipe import Recipe
 from ppe_lora.redaction import address_problem
@@ -46,22 +47,25 @@ def prove_export(recipe: Recipe, run_dir: Path, export: str, url: str | None, mo
         raise RunError(f"--url: expected {expected}; got {url or 'none'}")
     requests = asked(folder)
     if url is None:
-        return _verdict(prove_node(folder, task))
+        return _verdict(prove_node(folder, task), "greedy", recipe.evaluate.read_out)
     if problem := address_problem(url):
         raise RunError(f"--url: {problem}")
     name, engine = _ENGINES[export]
     served = model or (recipe.name if export != "gguf" else f"{recipe.name}-{recipe.export.gguf_types[0]}")
     tokenizer = load_tokenizer(run_dir / "merged")
     trie = build_trie(task, tokenizer, recipe.train.objective.slots)
+    correction = read_correction(recipe, run_dir / "merged")
     with progress(f"asking {name}", len(requests)) as advance:
         entry = prove_served(
-            folder, engine(url, served, _TIMEOUT_S), f"{name}, {served}", task, tokenizer, trie, advance
+            folder, engine(url, served, _TIMEOUT_S), f"{name}, {served}", task, tokenizer, trie, correction, advance
         )
-    return _verdict(entry)
+    return _verdict(entry, correction.engine_read_out, recipe.evaluate.read_out)
 
 
-def _verdict(entry: dict[str, Any]) -> str:
-    off = ", ".join(
-        f"{name} at most {max(by_key.values()):.2f} off" for name, by_key in entry["largest_difference"].items()
-    )
-    return f"{entry['engine']}: {entry['identical']} of {entry['answers']} answers identical; {off}"
+def _verdict(entry: dict[str, Any], served: str, wanted: str) -> str:
+    """How the served answers compare, and the others; and whether they are those that the recipe names."""
+    others = [name for name in entry["largest_difference"] if name != served]
+    told = [f"served, {served}: {told_difference(entry, served)}"]
+    told += [f"{name}: {told_difference(entry, name)}" for name in others]
+    lacking = f"; what the recipe serves, {wanted}, this engine does not give" if served != wanted else ""
+    return f"{entry['engine']}: {entry['identical']} of {entry['answers']} texts identical; {'; '.join(told)}{lacking}"

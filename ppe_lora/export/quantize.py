@@ -11,7 +11,7 @@ import torch
 
 from ppe_lora.artifacts import write_json
 from ppe_lora.errors import ModelError
-from ppe_lora.evaluation.selection import selected_by
+from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.export.apart import run_apart
 from ppe_lora.export.model_files import write_config
 from ppe_lora.recipe import Recipe
@@ -89,7 +89,7 @@ def check_loss(recipe: Recipe, before: Mapping[str, float], after: Mapping[str, 
     Raises:
         ModelError: It rose by a larger share than `export.max_loss`, or no answer was accepted.
     """
-    name = selected_by(recipe.evaluate.read_out)
+    name = metric_of(recipe.evaluate.read_out)
     kind, allowed = recipe.export.quantize, recipe.export.max_loss
     if name not in before or name not in after:
         raise ModelError(f"export.quantize: expected accepted answers of the {kind} model; got none; set it to none")

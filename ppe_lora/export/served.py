@@ -12,9 +12,9 @@ from ppe_lora.engines.client import Engine
 from ppe_lora.engines.grammar import answer_gbnf
 from ppe_lora.engines.read_out import decode
 from ppe_lora.errors import EngineError
+from ppe_lora.export.answers import Correction
 from ppe_lora.export.parity import Asked, Reading, add_entry, asked
 from ppe_lora.student.decode import answer_token_limit
-from ppe_lora.student.posterior import mean
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import ScoresTask
@@ -29,6 +29,7 @@ def prove_served(
     task: ScoresTask,
     tokenizer: StudentTokenizer,
     trie: ScoreTrie | None,
+    correction: Correction,
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
     """Ask a running server the requests of a certificate, and enter what it answers.
@@ -40,6 +41,7 @@ def prove_served(
         task: The model's task.
         tokenizer: Its tokenizer.
         trie: The trie of both; None where scores have no distributions.
+        correction: What makes its served answers of the distributions.
         advance: Called with the number of requests answered.
 
     Returns:
@@ -50,7 +52,7 @@ def prove_served(
         ModelError: The folder has no certificate.
     """
     prompts = [_prompt(one, task, tokenizer) for one in asked(folder)]
-    readings = asyncio.run(read(engine, prompts, task, tokenizer, trie, advance))
+    readings = asyncio.run(read(engine, prompts, task, tokenizer, trie, correction, advance))
     return add_entry(folder, task, name, readings)
 
 
@@ -60,9 +62,11 @@ async def read(
     task: ScoresTask,
     tokenizer: StudentTokenizer,
     trie: ScoreTrie | None,
+    correction: Correction,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Reading]:
-    """Both read-outs of every prompt: the text that the engine writes under the grammar, and, with a trie, the means.
+    """What comes of every prompt: the text that the engine writes under the grammar, and, with a trie, the mean and the
+    served answer, as `serve` makes it of the engine's distributions.
 
     Raises:
         EngineError: The server cannot be reached, or does not answer as asked.
@@ -72,9 +76,9 @@ async def read(
     async def one(prompt: Sequence[int], slots: asyncio.Semaphore) -> Reading:
         async with slots:
             text = await engine.guided_text(prompt, gbnf, limit)
-            means = None if trie is None else await _means(engine, prompt, task, trie)
+            decoded = None if trie is None else await decode(engine, prompt, trie)
         advance(1)
-        return Reading(text, means)
+        return Reading(text) if trie is None or decoded is None else correction.reading(text, decoded, task, trie)
 
     async with engine:
         await engine.check()
@@ -107,12 +111,6 @@ def prove_node(folder: Path, task: ScoresTask) -> dict[str, Any]:
             f"`npm install` there first; the last lines it printed:\n{last}"
         )
     return add_entry(folder, task, f"Transformers.js {version} in Node", [Reading(json.loads(text)) for text in texts])
-
-
-async def _means(engine: Engine, prompt: Sequence[int], task: ScoresTask, trie: ScoreTrie) -> dict[str, float]:
-    log_p_KV = (await decode(engine, prompt, trie)).log_p_KV
-    assert log_p_KV is not None  # there is a trie
-    return dict(zip(task.keys, map(float, mean(log_p_KV, trie.values)), strict=True))
 
 
 def _messages(one: Asked, task: ScoresTask) -> list[dict[str, str]]:

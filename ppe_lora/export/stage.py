@@ -9,7 +9,7 @@ Each has a model card and a parity certificate. What is complete and unchanged i
 
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,14 +20,23 @@ from ppe_lora.console import console
 from ppe_lora.corpus.rows import dataset_version, read_rows, split_path, targets_matrix
 from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.metrics import score
+from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.evaluation.stored import check_made_from
 from ppe_lora.export.adapter import write_adapter
-from ppe_lora.export.answers import Answers, answer_rows
+from ppe_lora.export.answers import Answers, answer_rows, read_correction
 from ppe_lora.export.card import write_model_card
 from ppe_lora.export.contract import contract_of, uncorrected, write_contract
 from ppe_lora.export.merge import MergeReport, merge_adapter, merge_inputs, whole_or_nothing
 from ppe_lora.export.model_files import write_generation_config, write_tokenizer
-from ppe_lora.export.parity import Reading, add_entry, copy_certificate, write_certificate
+from ppe_lora.export.parity import (
+    Reading,
+    add_entry,
+    asked,
+    compare,
+    copy_certificate,
+    told_difference,
+    write_certificate,
+)
 from ppe_lora.export.quantize import CALIBRATION_ROWS, check_loss, write_quantized
 from ppe_lora.export.verify import reload_and_decode
 from ppe_lora.recipe import Recipe
@@ -39,12 +48,15 @@ from ppe_lora.student.head import FILE as HEAD_FILE
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 from ppe_lora.student.tokenizer_files import PROBE_TEXTS, save_tokenizer_files
+from ppe_lora.tasks.scores import ScoresTask
 
 LOWEST_IDENTICAL_RATE = 0.9
 """Below this share of identical answers a float32 merge of an unquantized student is broken, not rounded."""
 PARITY_ROWS = 20
 """Most requests of a certificate."""
-_FORMAT = 2  # of the exported folders; raise it when what is written into them changes
+MOST_OFF = 0.002
+"""Largest difference of a score, as a share of the range, that a float32 merge may make where the text is the same."""
+_FORMAT = 3  # of the exported folders; raise it when what is written into them changes
 
 
 class _Run(NamedTuple):
@@ -69,7 +81,8 @@ class _Run(NamedTuple):
         return split._replace(rows=split.rows[:count], encoded=split.encoded[:count])
 
     def answers(self, student: Student, folder: Path, split: EncodedSplit, adapter: Path | None = None) -> Answers:
-        return answer_rows(student, folder, split, self.recipe, self.tokenizer, self.device, adapter)
+        correction = read_correction(self.recipe, self.folder)
+        return answer_rows(student, folder, split, self.recipe, self.tokenizer, self.device, correction, adapter)
 
 
 _Export = Callable[[_Run, Path, Mapping[str, Any]], str]
@@ -153,11 +166,12 @@ def _prove(run: _Run, folder: Path, report: MergeReport) -> Mapping[str, Any]:
         batch_rows=recipe.evaluate.batch_rows,
     )
     plain = [Reading(run.tokenizer.decode(ids)) for ids in new_ids]
-    plain_metrics = score([task.parse(one.text) for one in plain], targets_matrix(split.rows, task), task)
-    identical = sum(one.text == other.text for one, other in zip(adapter.readings, plain, strict=True))
-    verdict = _verdict(recipe, report, identical, len(plain), adapter.metrics, plain_metrics)
+    # Read by plain transformers, so that nothing of ours makes them the adapter's; distributions are only ours to read.
+    shown = [one._replace(text=other.text) for one, other in zip(merged.readings, plain, strict=True)]
+    found = compare(adapter.readings, shown, task)
+    verdict = _verdict(recipe, report, found, adapter.metrics, _judged_as_served(recipe, plain, merged.metrics, split))
     exact = recipe.student.quantization == "none" and report.dtype == "float32"
-    if exact and identical < LOWEST_IDENTICAL_RATE * len(plain):
+    if exact and not _is_equal(adapter.readings, shown, task):
         raise ModelError(f"{run.folder / 'merged'}: the merged model does not answer as the adapter did: {verdict}")
     _write_reading(run, folder)
     _write_card(run, folder, {"export": verdict}, {}, "merged")
@@ -167,8 +181,9 @@ def _prove(run: _Run, folder: Path, report: MergeReport) -> Mapping[str, Any]:
     add_entry(folder, task, f"merged in {report.dtype}, transformers {version} generate", plain[:PARITY_ROWS])
     return {
         "verdict": verdict,
-        "identical": identical,
-        "verified_rows": len(plain),
+        "identical": found["identical"],
+        "verified_rows": found["answers"],
+        "largest_difference": found["largest_difference"],
         "adapter": adapter.metrics,
         "merged": merged.metrics,
     }
@@ -198,6 +213,7 @@ def _export_quantized(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
         answers = run.answers(unquantized, folder, split)
         before = read_json(merged / "manifest.json")["merged"]
         told = check_loss(run.recipe, before, answers.metrics)
+        told += f", {told_difference(_beside_merged(merged, run.recipe.task, answers), run.recipe.evaluate.read_out)}"
         sizes = [sum(one.stat().st_size for one in made.glob("*.safetensors")) / 1e6 for made in (merged, folder)]
         verdict = f"{kind} weights of {sizes[1]:.0f} MB instead of {sizes[0]:.0f} MB: {told} on {len(split.rows)} rows"
         table = {f"merged, {len(split.rows)} valid rows": before, f"{kind}, the same rows": answers.metrics}
@@ -206,6 +222,12 @@ def _export_quantized(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
         add_entry(folder, run.recipe.task, f"quantized to {kind}, ppe_lora", answers.readings[:PARITY_ROWS])
         write_manifest(folder, inputs, verdict=verdict, merged=before, quantized=answers.metrics)
     return f"{out}: {verdict}"
+
+
+def _beside_merged(merged: Path, task: ScoresTask, answers: Answers) -> dict[str, Any]:
+    """The requests of the certificate, answered by other weights, against the adapter's answers."""
+    references = [one.reference for one in asked(merged)]
+    return compare(references, answers.readings[: len(references)], task)
 
 
 def _write_reading(run: _Run, folder: Path) -> None:
@@ -233,20 +255,41 @@ def _write_card(
     write_model_card(folder, run.recipe, known, {**metrics, **table}, made)
 
 
+def _judged_as_served(
+    recipe: Recipe, plain: Sequence[Reading], merged: Mapping[str, float], split: EncodedSplit
+) -> Mapping[str, float]:
+    """The metrics of what is served: of the text as plain transformers write it, or else of our own decoder's."""
+    if recipe.evaluate.read_out != "greedy":
+        return merged
+    return score([recipe.task.parse(one.text) for one in plain], targets_matrix(split.rows, recipe.task), recipe.task)
+
+
+def _is_equal(one: Sequence[Reading], other: Sequence[Reading], task: ScoresTask) -> bool:
+    """Whether nearly all texts are identical, and on those rows every read-out differs by rounding only. Behind another
+    text a score may well have another distribution, which depends on the scores before it."""
+    same = [pair for pair in zip(one, other, strict=True) if pair[0].text == pair[1].text]
+    if len(same) < LOWEST_IDENTICAL_RATE * len(one):
+        return False
+    off = compare([pair[0] for pair in same], [pair[1] for pair in same], task)["largest_difference"]
+    return all(most <= MOST_OFF * task.span for by_key in off.values() for most in by_key.values())
+
+
 def _verdict(
     recipe: Recipe,
     report: MergeReport,
-    identical: int,
-    count: int,
+    found: Mapping[str, Any],
     adapter: Mapping[str, float],
     merged: Mapping[str, float],
 ) -> str:
-    held = recipe.student.quantization
+    """What the proof shows: of the text, and of the read-out that is served."""
+    held, read_out = recipe.student.quantization, recipe.evaluate.read_out
     trained = "the adapter" if held == "none" else f"the adapter on its {held} base"
-    if "mse_norm" not in adapter or "mse_norm" not in merged:
-        return f"merged in {report.dtype}: {identical} of {count} answers identical to those of {trained}"
-    change = merged["mse_norm"] - adapter["mse_norm"]
+    texts = f"{found['identical']} of {found['answers']} greedy texts identical to those of {trained}"
+    name = metric_of(read_out)
+    if name not in adapter or name not in merged:
+        return f"merged in {report.dtype}: {texts}; no served answer ({read_out}) was accepted"
+    change = merged[name] - adapter[name]
     return (
-        f"merged in {report.dtype}, reloaded by plain transformers: {identical} of {count} answers identical to those "
-        f"of {trained}; mse_norm {adapter['mse_norm']:.5f} -> {merged['mse_norm']:.5f} ({change:+.5f})"
+        f"merged in {report.dtype}, reloaded by plain transformers: {texts}; served, {read_out}: mse_norm "
+        f"{adapter[name]:.5f} -> {merged[name]:.5f} ({change:+.5f}), {told_difference(found, read_out)}"
     )

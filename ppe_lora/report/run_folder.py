@@ -11,7 +11,7 @@ from ppe_lora.artifacts import read_json, read_jsonl
 from ppe_lora.corpus.description import DataSet, read_dataset
 from ppe_lora.corpus.rows import Row, split_path
 from ppe_lora.errors import RunError
-from ppe_lora.evaluation.calibration import Calibration, read_calibration
+from ppe_lora.evaluation.calibration import Calibration, read_calibrations
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.stored import check_finished, check_recipe
 from ppe_lora.evaluation.test_set import check_test_rows
@@ -72,7 +72,7 @@ def read_run_folder(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
     if "latency" not in test:
         raise RunError(f"{run_dir / 'test'}: is of an earlier version; run `ppe-lora evaluate RECIPE`")
     predictions = read_jsonl(run_dir / "test" / "eval_predictions.jsonl")
-    calibration, engine_calibration = _calibrations(run_dir / "calibration.json", recipe.task)
+    calibration, engine_calibration = read_calibrations(run_dir, recipe.task)
     row_of = {row.id: row for row in data.by_split["test"]}
     return RunFolder(
         path=run_dir,
@@ -98,13 +98,6 @@ def read_run_folder(recipe: Recipe, data_dir: Path, run_dir: Path) -> RunFolder:
 def _optional(path: Path) -> dict[str, Any] | None:
     found: dict[str, Any] | None = read_json(path) if path.is_file() else None
     return found
-
-
-def _calibrations(path: Path, task: ScoresTask) -> tuple[Calibration | None, Calibration | None]:
-    if not path.is_file():
-        return None, None
-    own = read_calibration(path, task)
-    return own, read_calibration(path, task, with_head=False) if own.uses_head else None
 
 
 def _tracked(folder: Path) -> dict[str, str | None]:

@@ -67,20 +67,25 @@ def read_answer(
     assert one.log_p_KV is not None
     means, medians, deviations = posterior_of(one.log_p_KV, task, trie)
     if calibration is None:
-        corrected, ends = np.array(means), interval_of(one.log_p_KV, task, trie)
+        corrected_K, ends = np.array(means), interval_of(one.log_p_KV, task, trie)
     else:
-        head_NK = None if one.head_K is None else np.array([plain(one.head_K, task)])
-        center_NK = calibration.correct(np.array([means]), task, head_NK)
-        low_NK, high_NK = calibration.interval(center_NK, np.array([deviations]), task)
-        corrected, ends = center_NK[0], (plain(low_NK[0], task), plain(high_NK[0], task))
+        corrected_K = corrected_means(one, means, task, calibration)
+        low_NK, high_NK = calibration.interval(corrected_K[None], np.array([deviations]), task)
+        ends = (plain(low_NK[0], task), plain(high_NK[0], task))
         deviations = plain(calibration.deviation(np.array(deviations), task), task)
     if read_out == "greedy":
         outcome = task.parse(tokenizer.decode(one.ids))
         assert isinstance(outcome, Answer)  # forced
         values = list(outcome.values)
     else:
-        values = {"posterior_mean": means, "posterior_median": medians, "calibrated": list(corrected)}[read_out]
+        values = {"posterior_mean": means, "posterior_median": medians, "calibrated": list(corrected_K)}[read_out]
     return Reading([task.round(float(value)) for value in values], deviations, *ends)
+
+
+def corrected_means(one: Decoded, mean_K: list[float], task: ScoresTask, calibration: Calibration) -> Matrix:
+    """Corrected scores of a decoded row, not rounded to an answer, (K,)."""
+    head_NK = None if one.head_K is None else np.array([plain(one.head_K, task)])
+    return calibration.correct(np.array([mean_K]), task, head_NK)[0]
 
 
 _SHARES = ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)

@@ -48,7 +48,7 @@ def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, capsy
     first = capsys.readouterr().out
     assert "that of always answering the train mean" in first
     assert "release checklist: " in first
-    assert "5 of 5 answers identical to those of the adapter" in first
+    assert "5 of 5 greedy texts identical to those of the adapter" in first
 
     run, data = here / "checkpoints" / "mine", here / "data" / "d"
     requests = [{json.loads(line)["request"] for line in split_path(data, name).open()} for name in SPLITS]

@@ -12,14 +12,16 @@ from ppe_lora.export.parity import (
     add_entry,
     asked,
     check_files,
+    compare,
     copy_certificate,
+    told_difference,
     write_certificate,
 )
 from tests.runs import TASK, make_rows
 
 ROWS = make_rows(3, seed=5)
 REFERENCE = [
-    Reading('{"a":10,"b":20}', {"a": 10.25, "b": 20.5}),
+    Reading('{"a":10,"b":20}', {"a": 10.25, "b": 20.5}, {"calibrated": {"a": 11.0, "b": 21.0}}),
     Reading('{"a":30,"b":40}', {"a": 30.0, "b": 40.0}),
     Reading("no idea", {"a": 50.0, "b": 60.0}),
 ]
@@ -56,6 +58,22 @@ def test_entry_counts_identical_answers_and_the_largest_difference_of_each_key(e
     entries = json.loads((export / "parity.json").read_text())["entries"]
     assert [(one["engine"], one["identical"]) for one in entries] == [("text only", 3), ("engine 1", 3)]
     assert entries[0]["largest_difference"] == {"greedy": {"a": 0.0, "b": 0.0}}
+
+
+def test_differences_are_by_read_out() -> None:
+    """What is served may be neither text nor mean: equal texts say nothing of it. By hand: 1 and 3 apart in b."""
+    reference = [
+        Reading('{"a":10,"b":20}', {"a": 10.0, "b": 20.0}, {"calibrated": {"a": 12.0, "b": value}})
+        for value in (20.0, 21.0)
+    ]
+    served = [one._replace(served={"calibrated": {"a": 12.0, "b": 21.0 + 3 * at}}) for at, one in enumerate(reference)]
+    found = compare(reference, served, TASK)
+    assert found["identical"] == 2
+    assert found["largest_difference"]["calibrated"] == {"a": 0.0, "b": 3.0}
+    assert told_difference(found, "calibrated") == "at most 3 off (a 0, b 3)"
+    assert told_difference(found, "posterior_median") == "posterior_median not compared"
+    lacking = compare(reference, [Reading(one.text) for one in reference], TASK)
+    assert set(lacking["largest_difference"]) == {"greedy"}
 
 
 def test_the_same_requests_can_be_asked_again(export: Path) -> None:

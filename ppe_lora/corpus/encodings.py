@@ -16,6 +16,7 @@ _FOREIGN = {
     b"PK\x03\x04": ("an Excel workbook or a zip archive", "save its sheet as `CSV UTF-8`, or unpack it"),
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save its sheet as `CSV UTF-8`"),
     b"PAR1": ("Parquet", "write it as CSV or JSONL"),
+    bytes(8): ("zeros", "copy the file again"),
 }
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",

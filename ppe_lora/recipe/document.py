@@ -1,6 +1,7 @@
 """YAML as plain data, with the place of every key and list item. Tags are refused, and aliases of what they stand in:
 a recipe is mappings, lists and values."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.reader import ReaderError
 
+from ppe_lora.cells import text_of
+
 Keys = tuple[str | int, ...]
 
 
@@ -29,6 +32,7 @@ MOST_BYTES = 200_000
 """Of a recipe: about fifty times the longest one. The reader takes seconds for them."""
 _MOST_VALUES = 20_000
 """Keys, values and list items, those behind an alias counted each time: a few lines can stand for billions."""
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?|0x[0-9a-fA-F]+|0o[0-7]+")
 _UNREADABLE = (ValueError, OverflowError, IndexError)
 """What the YAML reader raises by mistake: on 2001-13-45, 0x_ or "\\UFFFFFFFF"."""
 
@@ -98,8 +102,14 @@ class _Check:
             raise self.error(f"expected at most {_MOST_VALUES:,} values, aliases written out; got more", keys)
         if len(above) >= MOST_LEVELS:
             raise self.error(f"expected at most {MOST_LEVELS} levels; got more", keys[:3])
+        if isinstance(event, ScalarEvent):
+            self.scalar(event, keys)
         if isinstance(event, MappingStartEvent):
+            names: set[str] = set()
             while not isinstance(key := self.node(keys, (*above, anchor)), MappingEndEvent):
+                if isinstance(key, ScalarEvent) and key.value in names:  # 1 and "1" are one key, too
+                    raise self.error(f'found duplicate key "{key.value}"')
+                names.add(getattr(key, "value", ""))
                 self.node((*keys, getattr(key, "value", "?")), (*above, anchor))
         elif isinstance(event, SequenceStartEvent):
             index = 0
@@ -108,6 +118,15 @@ class _Check:
         if anchor and not isinstance(event, AliasEvent):
             self.behind[anchor] = self.values - before
         return event
+
+    def scalar(self, event: ScalarEvent, keys: Keys) -> None:
+        """Raise for a text that is none, and for a number that other readers take for a text."""
+        try:
+            text_of(event.value)
+        except ValueError as error:
+            raise self.error(str(error), keys) from None
+        if not event.style and "_" in event.value and _NUMBER.fullmatch(event.value.replace("_", "")):
+            raise self.error(f"expected a number without `_`, or a text in quotes; got {event.value}", keys)
 
     def error(self, problem: str, keys: Keys = ()) -> NotPlainError:
         """The problem at the place that was looked at last."""

@@ -128,3 +128,23 @@ def test_recipes_at_odd_places_load(tmp_path):
         (tmp_path / name).mkdir()
         shutil.copy(DEMO, tmp_path / name / "recipe.yaml")
         assert load_recipe(tmp_path / name / "recipe.yaml").name == "recipe"
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ('train={"epochs": 1, "epochs": 2}', 'found duplicate key "epochs"'),
+        ('data.source.split_names={1: train, "1": valid}', 'found duplicate key "1"'),
+        ("train.epochs=1_0", "train.epochs: expected a number without `_`, or a text in quotes; got 1_0"),
+        ("train.learning_rate=1_0.5e-1", "train.learning_rate: expected a number without `_`, or a text in quotes; got "
+                                         "1_0.5e-1"),
+        ("data.name=2026_11_30", "data.name: expected a number without `_`, or a text in quotes; got 2026_11_30"),
+        ('student.model="\\ud800"', "student.model: a text holds half of a character (the lone surrogate U+D800)"),
+        ('task.instruction.en="a\\0b"', "task.instruction.en: a text holds the control character U+0000"),
+    ],
+)  # fmt: skip
+def test_what_is_read_in_two_ways_is_refused(override, problem):
+    """`1_0` was 10 epochs; of a key written twice, once in quotes, the last won."""
+    with pytest.raises(RecipeError) as error:
+        load_recipe(DEMO, [override])
+    assert str(error.value) == f"{override}: {problem}"

@@ -37,7 +37,7 @@ def write_base(folder: Path, layers: int) -> int:
     config.architectures = ["MistralForCausalLM"]
     config.save_pretrained(folder)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     noise = (torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     files: dict[str, dict[str, torch.Size]] = {}
@@ -63,7 +63,7 @@ def write_adapter(base: Path, folder: Path) -> None:
     folder.mkdir()
     with torch.device("meta"):
         config = MistralConfig.from_pretrained(base)
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     layers = {
         name: module
         for name, module in model.named_modules()

@@ -18,22 +18,26 @@ from typing import Any
 
 from ppe_lora.boundary import check_file, naming
 from ppe_lora.errors import FileError
+from ppe_lora.private import opener
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "datasets", "mistral-common")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 whole or not at all."""
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write UTF-8 whole or not at all; `private` as for `write_bytes`."""
+    write_bytes(path, text.encode(), private=private)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary name beside it, synced, then renamed; the folder is synced."""
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file whole or not at all: to a temporary name beside it, synced, then renamed; the folder is synced.
+
+    A `private` one is for its owner's eyes only (see `ppe_lora.private`).
+    """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
-            with temporary.open("wb") as file:
+            with open(temporary, "wb", opener=opener if private else None) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

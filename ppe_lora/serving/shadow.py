@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ppe_lora.locks import holding
+from ppe_lora.private import keep_file_out_of_git, opener
 from ppe_lora.serving.backend import ApiError, Ask, Backend, Reply
 
 
@@ -30,7 +31,8 @@ class Shadow:
         self._backend = backend
         self._open = ExitStack()
         self._open.enter_context(holding(path, "name another file with --shadow-log"))
-        self._log: TextIO = self._open.enter_context(path.open("a", encoding="utf-8"))
+        self._log: TextIO = self._open.enter_context(open(path, "a", encoding="utf-8", opener=opener))  # noqa: SIM115
+        keep_file_out_of_git(path)
         self._under_way: set[asyncio.Task[None]] = set()
 
     def compare(self, asks: list[Ask], answered_by: str, replies: list[Reply]) -> None:

@@ -19,6 +19,7 @@ from prometheus_client import Counter
 from ppe_lora.artifacts import write_text
 from ppe_lora.errors import ServeError
 from ppe_lora.locks import holding
+from ppe_lora.private import keep_out_of_git
 from ppe_lora.recipe.track import Track, WeaveTrack
 from ppe_lora.serving.backend import Ask, Reply
 from ppe_lora.tracking.follower import Place, answered_dir, launch
@@ -54,6 +55,7 @@ class Traces:
         self._lock.enter_context(holding(folder, "name another folder with --trace-dir"))
         try:
             self._answered.mkdir(parents=True, exist_ok=True)
+            keep_out_of_git(folder)
             self._follower = launch(Place(folder, "served"), folder, Track(weave=WeaveTrack(project=project)))
         except OSError as error:
             raise ServeError(f"--trace-dir: expected a folder that can be written; got {folder}: {error}") from error
@@ -103,6 +105,6 @@ class Traces:
         try:
             if sum(1 for _ in self._answered.parent.glob("*/*.jsonl")) >= _MOST_FILES:
                 raise OSError("too many files wait to be sent")
-            write_text(self._answered / f"{name}.jsonl", lines)
+            write_text(self._answered / f"{name}.jsonl", lines, private=True)
         except OSError:
             self._dropped.inc(len(waiting))

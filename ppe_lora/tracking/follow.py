@@ -21,6 +21,7 @@ from ppe_lora.artifacts import write_text
 from ppe_lora.locks import holding
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.track import Track
+from ppe_lora.redaction import mask
 from ppe_lora.tracking.follower import Place
 from ppe_lora.tracking.run_folder import RunFolder
 
@@ -59,7 +60,7 @@ def follow(place: Place, make: Callable[[], Tracker], ended: threading.Event) ->
             place.problem.unlink(missing_ok=True)
             return 0
         except Exception as error:  # whatever a tracker's library raises must not end the following
-            traceback.print_exc()
+            print(mask(traceback.format_exc()), file=sys.stderr)
             write_text(place.problem, _in_words(error) + "\n")
         if tracker is not None:
             with contextlib.suppress(Exception):
@@ -74,6 +75,7 @@ def main(arguments: list[str]) -> int:
     tracker, run, data, track = arguments
     place, settings = Place(Path(run), tracker), Track.model_validate_json(track)
     os.nice(10)
+    os.umask(0o077)  # what trackers' libraries write holds requests, too
     ended = threading.Event()
     threading.Thread(target=_watch_life_line, args=(place, ended), daemon=True).start()
 
@@ -109,7 +111,7 @@ def _watch_life_line(place: Place, ended: threading.Event) -> None:
 
 
 def _in_words(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = mask(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) < 300 else text[:297] + "..."
 
 

@@ -15,6 +15,7 @@ from ppe_lora.artifacts import read_json, write_text
 from ppe_lora.console import warn
 from ppe_lora.errors import RunError
 from ppe_lora.locks import holding
+from ppe_lora.private import opener
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.track import Track
 
@@ -173,7 +174,7 @@ def launch(place: Place, data_dir: Path, track: Track) -> subprocess.Popen[bytes
     environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [environment.get("PYTHONPATH")])])
     if track.mode != "auto":
         environment.pop("WANDB_MODE", None)  # wandb finds no key where this says offline
-    with place.log.open("ab") as log:
+    with open(place.log, "ab", opener=opener) as log:
         # A session of its own: Ctrl-C is for the training, which then closes the life line. No inherited output: a
         # reader of the training's output would otherwise wait for the tracker, too.
         return subprocess.Popen(

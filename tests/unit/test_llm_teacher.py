@@ -135,7 +135,7 @@ def test_shards_ask_disjoint_parts(tmp_path: Path, serve: Any) -> None:
     assert [one.elsewhere for one in asked] == [40 - plans[0], 40 - plans[0] - plans[1], 0]
     assert [one.replies for one in asked] == [plans[0], plans[0] + plans[1], 40]
     assert len(set(writer.keys)) == len(writer.keys) == 40
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"answers-{n}of3.jsonl" for n in (1, 2, 3)]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == [f"answers-{n}of3.jsonl" for n in (1, 2, 3)]
 
 
 def test_weights_share_the_work(tmp_path: Path, serve: Any) -> None:

@@ -106,7 +106,7 @@ def test_files_of_shards_merge_and_each_counts_its_own_cost(tmp_path: Path) -> N
     for number in range(1, 5):
         with RawLog(tmp_path, Shard(number, 4)) as log:
             log.write([reply(number), reply(100, f"from shard {number}")], "fake")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"answers-{n}of4.jsonl" for n in range(1, 5)]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == [f"answers-{n}of4.jsonl" for n in range(1, 5)]
     found = read_replies(tmp_path)
     assert len(found) == 5
     assert found[reply(100).key].text == "from shard 1"

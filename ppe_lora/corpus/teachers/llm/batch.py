@@ -64,7 +64,7 @@ def write_batch_files(
         lines = [_line(question, batch_format) for question in by_key.values()]
         for part in _split(lines, max_requests, max_bytes):
             path = folder / f"requests-{number + len(files):03d}.jsonl"
-            write_text(path, "".join(part))
+            write_text(path, "".join(part), private=True)
             files.append(BatchFile(path, model, len(part)))
     return files
 

@@ -205,7 +205,8 @@ class MistralBatch:
                 name = job.requests.replace("requests", kind)
                 async with mistral_attempt(self._timeout_s):
                     response = await self._client.files.download_async(file_id=str(file_id))
-                    write_text(self._folder / name, (await response.aread()).decode("utf-8", errors="replace"))
+                    text = (await response.aread()).decode("utf-8", errors="replace")
+                    write_text(self._folder / name, text, private=True)
                 results.append(name)
         errors = "; ".join(error.message for error in ended.errors)
         return job.model_copy(update={"status": ended.status, "results": tuple(results), "errors": errors})

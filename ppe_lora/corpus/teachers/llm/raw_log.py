@@ -16,6 +16,7 @@ from ppe_lora.corpus.teachers.llm.budget import Usage, usage_of
 from ppe_lora.corpus.teachers.llm.exchange import Reply, Unavailable
 from ppe_lora.errors import DataError, RunError
 from ppe_lora.locks import holding
+from ppe_lora.private import keep_out_of_git, opener
 
 
 class Shard(NamedTuple):
@@ -117,6 +118,7 @@ class RawLog:
         self, folder: Path, shard: Shard | None = None, *, stem: str = "answers", skip_corrupt: bool = False
     ) -> None:
         make_folder(folder)
+        keep_out_of_git(folder)
         self.folder, self.shard = folder, shard
         self.path = folder / (f"{stem}-{shard.number}of{shard.of}.jsonl" if shard else f"{stem}.jsonl")
         self._open = ExitStack()
@@ -124,7 +126,7 @@ class RawLog:
         others = [] if shard else sorted(folder.glob(f"{stem}-*of*.jsonl"))
         for path in (self.path, *others):
             self._open.enter_context(_holding(path))
-        self._file = self._open.enter_context(self.path.open("ab", buffering=0))
+        self._file = self._open.enter_context(open(self.path, "ab", buffering=0, opener=opener))  # noqa: SIM115
         sync(folder)
         _cut_torn_line(self.path)
         try:

@@ -75,8 +75,6 @@ def client(
     Raises:
         NetworkError: The address is none, or the environment names a proxy or certificates that cannot be used.
     """
-    if problem := address_problem(address):
-        raise NetworkError(f"server: {problem}")
     check_environment(address)
     proxy = _proxy(address)
     # Without TLS no certificates: reading them takes longer than the first answer of a local server.
@@ -96,11 +94,13 @@ def client(
 
 
 def check_environment(address: str) -> None:
-    """See that the proxy and the certificates that the environment names for an address can be used.
+    """See that an address can be reached: the address itself, and the environment's proxy and certificates for it.
 
     Raises:
-        NetworkError: All that cannot, one a line.
+        NetworkError: All that cannot be used, one a line.
     """
+    if problem := address_problem(address):
+        raise NetworkError(f"server: {problem}")
     problems = []
     proxy = _proxy(address)
     if proxy is not None and (problem := _proxy_problem(proxy[1])):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ppe_lora.artifacts import read_json, write_json, write_text
 from ppe_lora.export.card import front_matter
+from ppe_lora.export.public import file_name
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.base import SMOLLM2, SMOLLM2_REPOSITORY, cache_folder
@@ -52,12 +53,13 @@ def write_adapter(recipe: Recipe, base: Path, best: Path, folder: Path) -> None:
     }
     write_json(folder / "adapter_config.json", config)
     rank = recipe.student.lora.rank
-    vllm = f"`vllm serve {name} --enable-lora --max-lora-rank {vllm_rank(rank)} --lora-modules {recipe.name}=FOLDER`"
+    shown = file_name(name) if Path(name).is_absolute() else name
+    vllm = f"`vllm serve {shown} --enable-lora --max-lora-rank {vllm_rank(rank)} --lora-modules {recipe.name}=FOLDER`"
     card = _CARD.substitute(
         front_matter=front_matter(recipe, "adapter", "peft"),
         name=recipe.name,
         rank=rank,
-        base=name,
+        base=shown,
         made=_how_made(recipe.student, base),
         vllm="does not load DoRA; serve the merged model" if recipe.student.lora.dora else vllm,
     )

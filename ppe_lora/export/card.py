@@ -7,10 +7,9 @@ from string import Template
 from typing import Any, Literal
 
 from ppe_lora.artifacts import write_text
+from ppe_lora.export.public import file_name, is_public, public_base, public_recipe
 from ppe_lora.recipe import Recipe
-from ppe_lora.recipe.load import dump_recipe
 from ppe_lora.recipe.schema import GenerateSource, ImportSource
-from ppe_lora.student.base import SMOLLM2, SMOLLM2_REPOSITORY
 from ppe_lora.tasks.scores import Language
 
 # As their repositories state it. Anything else is "other", and the card sends the reader to the base model's page.
@@ -81,7 +80,7 @@ def write_model_card(
     metrics: Mapping[str, Mapping[str, float]],
     made: str = "merged",
 ) -> Path:
-    """Write `README.md` of an exported model.
+    """Write `README.md` of an exported model. It says nothing of this machine: it is what `push` publishes.
 
     Args:
         folder: The merged model's folder.
@@ -97,7 +96,7 @@ def write_model_card(
     task = recipe.task
     middle = task.round((task.low + task.high) / 2)
     lora = recipe.student.lora
-    base = _base_name(recipe)
+    base = public_base(recipe)
     text = _CARD.substitute(
         front_matter=front_matter(recipe, "finetune", "transformers"),
         name=recipe.name,
@@ -114,7 +113,7 @@ def write_model_card(
         metrics=_metrics_table(metrics),
         data=_describe_data(recipe),
         facts="\n".join(f"- {name}: {_inline(value)}" for name, value in facts.items()) or "- no facts recorded",
-        recipe=dump_recipe(recipe).rstrip(),
+        recipe=public_recipe(recipe).rstrip(),
         license=_license(recipe.student.model),
     )
     path = folder / "README.md"
@@ -123,10 +122,10 @@ def write_model_card(
 
 
 def front_matter(recipe: Recipe, relation: Literal["finetune", "adapter"], library: str) -> str:
-    """The YAML at the head of a card, by which the Hub finds and shows a model."""
+    """The YAML at the head of a card, by which the Hub finds and shows a model; no base that is only a folder here."""
+    known = is_public(recipe.student.model)
     fields: dict[str, Any] = {
-        "base_model": _base_name(recipe),
-        "base_model_relation": relation,
+        **({"base_model": public_base(recipe), "base_model_relation": relation} if known else {}),
         "library_name": library,
         "pipeline_tag": "text-generation",
         "language": _languages(recipe),
@@ -135,10 +134,6 @@ def front_matter(recipe: Recipe, relation: Literal["finetune", "adapter"], libra
     }
     # JSON scalars and lists are YAML, quoted
     return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items())
-
-
-def _base_name(recipe: Recipe) -> str:
-    return SMOLLM2_REPOSITORY if recipe.student.model == SMOLLM2 else recipe.student.model
 
 
 def _languages(recipe: Recipe) -> list[Language]:
@@ -155,7 +150,7 @@ def _license(model: str) -> str:
 def _describe_data(recipe: Recipe) -> str:
     source = recipe.data.source
     if isinstance(source, ImportSource):
-        files = ", ".join(f"`{file.path}`" for file in source.files.values())
+        files = ", ".join(f"`{file_name(file.path)}`" for file in source.files.values())
         return f"`{recipe.data.name}`: imported from {files}."
     return (
         f"`{recipe.data.name}`: {source.rows} sampled vectors phrased by the {source.teacher.kind} teacher. The "

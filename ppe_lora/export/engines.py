@@ -23,7 +23,7 @@ from ppe_lora.recipe.schema import Engine
 from ppe_lora.student.processes import processes
 from ppe_lora.student.tokenizer import StudentTokenizer, load_tokenizer
 
-_FORMAT = 2  # of the folders; raise it when what is written into them changes
+_FORMAT = 3  # of the folders; raise it when what is written into them changes
 
 
 def export_for_engines(recipe: Recipe, run_dir: Path) -> None:
@@ -66,7 +66,7 @@ def _inputs(recipe: Recipe, merged: Path, engine: Engine) -> dict[str, Any]:
 
 def _write(engine: Engine, recipe: Recipe, run_dir: Path, tokenizer: StudentTokenizer, folder: Path) -> None:
     if engine == "vllm":
-        write_vllm(recipe, run_dir, tokenizer, folder)
+        write_vllm(recipe, tokenizer, folder)
     elif engine == "gguf":
         write_gguf(recipe, run_dir / "merged", tokenizer, folder)
     else:

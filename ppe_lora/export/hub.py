@@ -4,12 +4,17 @@ import re
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
+from ppe_lora import network
 from ppe_lora.artifacts import read_json
+from ppe_lora.console import console
 from ppe_lora.errors import ModelError, RunError
-from ppe_lora.export.parity import check_files
+from ppe_lora.export.parity import asked, check_files
+
+_PLACE = re.compile(r"(?<![\w./:])(?:/[\w.~-]+){2,}")
+"""An absolute path."""
 
 
 def push_folder(folder: Path, repository: str, *, private: bool) -> str:
@@ -24,13 +29,18 @@ def push_folder(folder: Path, repository: str, *, private: bool) -> str:
         Where it can be seen.
 
     Raises:
-        ModelError: The files are not the certified ones, or an adapter names a folder of this machine as its base.
+        ModelError: The files are not the certified ones, or they name folders of this machine.
+        NetworkError: The token, or the environment's proxy or certificates, cannot be used.
         RunError: The repository's name is not one, or the Hub cannot be reached or refuses.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise RunError(f"{repository}: expected a Hub repository `owner/name`; got another form of name")
+    network.check_environment(constants.ENDPOINT)
+    network.read_key("HF_TOKEN", constants.ENDPOINT)
     check_files(folder)
     _check_base_is_public(folder)
+    _check_no_places(folder)
+    _say_what_goes(folder, repository)
     api = HfApi()
     try:
         made = api.create_repo(repository, private=private, exist_ok=True)
@@ -59,6 +69,31 @@ def _check_base_is_public(folder: Path) -> None:
         raise ModelError(
             f"{config}: expected the Hub repository of the base model; got a folder of this machine, {base}, which "
             "nobody else can load; push the merged model, or name the base as the others will find it"
+        )
+
+
+def _check_no_places(folder: Path) -> None:
+    """Cards of earlier versions named folders; what is published can be read by anyone."""
+    for path in (folder / name for name in ("README.md", "manifest.json", "client.json")):
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        found = next((place for place in _PLACE.findall(text) if Path(place).exists()), None)
+        if found is not None:
+            raise ModelError(
+                f"{path}: expected nothing of this machine in what is published; got the place {found}; export again "
+                "with `ppe-lora export RECIPE`"
+            )
+
+
+def _say_what_goes(folder: Path, repository: str) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    size = sum(path.stat().st_size for path in files)
+    names = ", ".join(path.relative_to(folder).as_posix() for path in files)
+    console.print(f"{repository}: uploading {len(files)} files, {size / 1e6:,.1f} MB: {names}", markup=False)
+    if requests := len(asked(folder)):
+        console.print(
+            f"{repository}: with them go {requests:,} requests of validation rows and their answers, as people wrote "
+            "them (parity.json)",
+            markup=False,
         )
 
 

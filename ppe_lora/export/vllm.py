@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ppe_lora.artifacts import read_json, write_text
+from ppe_lora.artifacts import write_text
 from ppe_lora.engines.grammar import answer_gbnf
 from ppe_lora.export.adapter import vllm_rank
 from ppe_lora.export.scripts import write_client, write_script
@@ -23,22 +23,24 @@ _MERGED = (
 )
 _ADAPTER = (
     '# vLLM serves the base model as "base" and the adapter as "{{ name }}": one base for many adapters.\n'
+    # Read there, and not written here: as a rule it is a folder of this machine, and the script may be published.
+    + """base="$("${PYTHON:-python3}" -c 'import json, sys; print(json.load(sys.stdin)["base_model_name_or_path"])' """
+    + '< ../adapter/adapter_config.json)"\n'
     + _COMMON
-    + '  --model "{{ base }}" --served-model-name base --enable-lora --max-lora-rank {{ rank }} \\\n'
+    + '  --model "$base" --served-model-name base --enable-lora --max-lora-rank {{ rank }} \\\n'
     + '  --lora-modules "{{ name }}=../adapter" "$@"\n'
 )
 
 
-def write_vllm(recipe: Recipe, run_dir: Path, tokenizer: StudentTokenizer, folder: Path) -> None:
+def write_vllm(recipe: Recipe, tokenizer: StudentTokenizer, folder: Path) -> None:
     """Write the start scripts, for the merged model and for the adapter on its base, the grammar and a client.
 
     vLLM does not load DoRA adapters; for one there is no second script.
 
     Args:
         recipe: The run's.
-        run_dir: Has `merged/` and `adapter/`, beside which the folder will lie.
         tokenizer: The student's; a Mistral one is read by vLLM through mistral-common, as in training.
-        folder: Where to write; it must exist.
+        folder: Where to write, beside `merged/` and `adapter/`; it must exist.
     """
     task = recipe.task
     limit = answer_token_limit(task, tokenizer)
@@ -49,9 +51,8 @@ def write_vllm(recipe: Recipe, run_dir: Path, tokenizer: StudentTokenizer, folde
     }
     write_script(folder / "serve.sh", _MERGED, **fields)
     if not recipe.student.lora.dora:
-        base = read_json(run_dir / "adapter" / "adapter_config.json")["base_model_name_or_path"]
         rank = vllm_rank(recipe.student.lora.rank)
-        write_script(folder / "serve_adapter.sh", _ADAPTER, base=base, rank=rank, **fields)
+        write_script(folder / "serve_adapter.sh", _ADAPTER, rank=rank, **fields)
     write_text(folder / "answer.gbnf", answer_gbnf(task) + "\n")
     guide = {"structured_outputs": {"grammar": answer_gbnf(task)}}
     write_client(folder, "client.py", task, recipe.name, limit, guide)

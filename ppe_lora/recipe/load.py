@@ -62,10 +62,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML that loads to an equal recipe."""
+    return dump_tree(recipe.model_dump(mode="json"))
+
+
+def dump_tree(tree: Mapping[str, Any]) -> str:
+    """Sections and values as YAML."""
     stream = io.StringIO()
     yaml = YAML()
     yaml.width = 120
-    yaml.dump(recipe.model_dump(mode="json"), stream)
+    yaml.dump(tree, stream)
     return stream.getvalue()
 
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
+from ppe_lora import network
 from ppe_lora.artifacts import files_below, hash_file, hash_json, is_current, new_folder, read_json, write_manifest
 from ppe_lora.console import console
 from ppe_lora.errors import ModelError
@@ -149,6 +150,9 @@ def _download(repository: str, revision: str | None, files: list[str]) -> Path:
 
 
 def _snapshot(repository: str, revision: str | None, patterns: list[str], at: str) -> Path:
+    if not constants.HF_HUB_OFFLINE:
+        network.check_environment(constants.ENDPOINT)
+        network.read_key("HF_TOKEN", constants.ENDPOINT)
     try:
         path = snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_HUB_FILES)
     except GatedRepoError as error:

@@ -3,7 +3,9 @@ tests/engines."""
 
 import asyncio
 import json
+import os
 import stat
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -129,8 +131,12 @@ OTHER = json.dumps({"completion_probabilities": [{"top_probs": [{"id": 9, "prob"
         ),
         (Vllm, (400, '{"error": "no such model"}'), 'expected an answer; got HTTP 400: {"error": "no such model"}'),
         (LlamaCpp, (200, OTHER), "expected probabilities of tokens among [4, 7]; got {9: 1.0}"),
-        (LlamaCpp, (200, "{}"), "expected probabilities of tokens among [4, 7]; got {}"),
-        (LlamaCpp, (200, "<html>"), "expected JSON; got '<html>'"),
+        (LlamaCpp, (200, "{}"), "got a fault in completion_probabilities (Field required): {}; is it the engine"),
+        (
+            LlamaCpp,
+            (200, "<html>"),
+            "got a fault in the body (Invalid JSON: expected value at line 1 column 1): <html>",
+        ),
     ],
 )
 def test_engine_that_does_not_do_as_asked_is_named(
@@ -172,7 +178,7 @@ def test_vllm_scripts_name_what_training_saw(recipe: Recipe, tokenizer: StudentT
             "student": recipe.student.model_copy(update={"lora": recipe.student.lora.model_copy(update={"rank": 20})})
         }
     )
-    write_vllm(wide, tmp_path, tokenizer, out)
+    write_vllm(wide, tokenizer, out)
     merged, adapter = ((out / name).read_text() for name in ("serve.sh", "serve_adapter.sh"))
     limit = 512 + answer_token_limit(TASK, tokenizer)
     for text in (merged, adapter):
@@ -180,7 +186,14 @@ def test_vllm_scripts_name_what_training_saw(recipe: Recipe, tokenizer: StudentT
         assert text.startswith('#!/bin/sh\nset -eu\ncd "$(dirname "$0")"\n')
         assert text.endswith('"$@"\n')
     assert '--model ../merged --served-model-name "run"' in merged
-    assert '--model "/models/base" --served-model-name base --enable-lora --max-lora-rank 32' in adapter
+    assert '--model "$base" --served-model-name base --enable-lora --max-lora-rank 32' in adapter
+    assert "/models/base" not in adapter  # a place of this machine, in a script that may be published
+    (tools := tmp_path / "tools").mkdir()
+    (tools / "python3").write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\necho "$@"\n')
+    (tools / "python3").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    done = subprocess.run([out / "serve_adapter.sh"], env=environment, capture_output=True, text=True, check=True)
+    assert "--model /models/base --served-model-name base" in done.stdout
     assert '--lora-modules "run=../adapter"' in adapter
     assert (out / "serve.sh").stat().st_mode & stat.S_IXUSR
     client = read_json(out / "client.json")
@@ -193,7 +206,7 @@ def test_vllm_reads_mistral_tokenizers_as_training_did_and_no_dora(recipe: Recip
     (out := tmp_path / "vllm").mkdir()
     lora = recipe.student.lora.model_copy(update={"dora": True})
     dora = recipe.model_copy(update={"student": recipe.student.model_copy(update={"lora": lora})})
-    write_vllm(dora, tmp_path, load_tokenizer(tiny_mistral(tmp_path / "model", "v3")), out)
+    write_vllm(dora, load_tokenizer(tiny_mistral(tmp_path / "model", "v3")), out)
     assert "--tokenizer-mode mistral" in (out / "serve.sh").read_text()
     assert not (out / "serve_adapter.sh").exists()
 

@@ -342,3 +342,25 @@ def test_model_card_names_base_data_and_metrics(tmp_path: Path) -> None:
     assert "(rank 16, alpha 32, rsLoRA)" in body
     assert recipe.task.instruction_text("ja") in body
     assert "$" not in body
+
+
+def test_a_card_says_nothing_of_the_machine(tmp_path: Path) -> None:
+    """`push` publishes it: paths with the user's name, names of servers, accounts."""
+    base = tmp_path / "home" / "jane" / "models" / "mine"
+    base.mkdir(parents=True)
+    (tmp_path / "r.yaml").write_text(
+        f"name: r\nstudent: {{model: {base}}}\ntrack: {{wandb: {{project: p, entity: jane}}}}\n"
+        "data:\n  name: d\n  source:\n    kind: generate\n    teacher:\n      kind: openai_compatible\n"
+        "      model: m\n      endpoints: [{url: 'http://box17.intern:8000/v1'}]\n"
+        f"  held_out: {{kind: import, source_dir: {tmp_path}/home/jane/held, files: {{a: {{path: 'sub/jane.csv'}}}}, "
+        "request: a.t, target: {a: a.e, b: a.f}, language: en}\n  split: {test: 0}\ntask: {keys: [a, b]}\n"
+    )
+    recipe = load_recipe(tmp_path / "r.yaml")
+    card = write_model_card(tmp_path, recipe, {}, {"valid": {"mse_norm": 0.1}}).read_text()
+    for detail in (str(tmp_path), "home", "jane/", "box17", "intern", "entity", "wandb"):
+        assert detail not in card, detail
+    assert "base_model" not in card.split("\n---\n")[0]  # the Hub looks for a repository of that name
+    assert "from `mine`, then merged." in card
+    assert "  model: mine\n" in card
+    assert "url: (a server)" in card
+    assert "source_dir: held" in card

@@ -1,6 +1,7 @@
 """`ppe-lora export` of a finished run: three folders, each proven, described, and refused when its files change."""
 
 import json
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,6 +77,19 @@ def test_certificate_holds_adapter_merged_and_plain_transformers_together(run: R
     assert set(ours["largest_difference"]["posterior_mean"]) == {"a", "b"}
     for name in ("merged", "adapter", "quantized"):
         check_files(run.folder / name)
+
+
+def test_what_may_be_published_says_nothing_of_the_machine(run: Run) -> None:
+    """Cards, manifests and certificates go to the Hub as they are. An adapter's configuration has to name its base."""
+    details = (str(Path.home()), str(run.folder), run.recipe.student.model, socket.gethostname(), str(Path.cwd()))
+    looked_at = []
+    for name in ("merged", "adapter", "quantized"):
+        for path in (run.folder / name).iterdir():
+            if path.suffix in (".json", ".md", ".jinja") and path.name not in ("adapter_config.json", "tokenizer.json"):
+                text = path.read_text(encoding="utf-8")
+                assert not [detail for detail in details if len(detail) > 5 and detail in text], path
+                looked_at.append(path.name)
+    assert {"README.md", "manifest.json", "parity.json", "config.json", "ppe_lora.json"} <= set(looked_at)
 
 
 def test_adapter_folder_loads_on_the_base_it_names(run: Run) -> None:

@@ -113,7 +113,11 @@ def test_all_files_of_an_export_arrive_in_a_private_repository(export: Path) -> 
     with serve(hub) as url:
         done = push(export, url)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{export} is at {url}/owner/name\n"
+    assert done.stdout.splitlines() == [
+        "owner/name: uploading 4 files, 0.0 MB: README.md, config.json, model.safetensors, parity.json",
+        "owner/name: with them go 1 requests of validation rows and their answers, as people wrote them (parity.json)",
+        f"{export} is at {url}/owner/name",
+    ]
     assert hub.committed == {path.name: path.read_bytes() for path in export.iterdir()}
     assert (hub.created[0]["name"], hub.created[0]["organization"]) == ("name", "owner")
     assert hub.created[0]["visibility"] == "private"
@@ -147,3 +151,25 @@ def test_what_must_not_be_published_is_refused_before_the_hub_is_asked(export: P
     done = push(export, nowhere)
     assert done.returncode == 2
     assert "got others: config.json differs; export the run again" in done.stderr
+
+
+def test_a_card_that_names_a_folder_of_this_machine_is_not_published(export: Path) -> None:
+    """Cards of earlier versions have the base model's folder, with the user's name in it."""
+    (export / "README.md").write_text(f"# a model\n\nFine-tuned from `{export.parent}`, see https://example.org/a/b.\n")
+    write_certificate(export, make_rows(1, seed=5), [Reading("{}")])
+    done = push(export, "http://127.0.0.1:1")
+    assert done.returncode == 2
+    assert " ".join(done.stderr.split()) == (
+        f"error: {export}/README.md: expected nothing of this machine in what is published; got the place "
+        f"{export.parent}; export again with `ppe-lora export RECIPE`"
+    )
+
+
+def test_a_token_and_an_environment_that_cannot_be_used(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were a UnicodeEncodeError and an ImportError of the Hub's client."""
+    done = push(export, "https://hub.example", token="tok\u00e9n")
+    assert (done.returncode, done.stderr.startswith("error: HF_TOKEN: expected the API key of ")) == (2, True)
+    monkeypatch.setenv("ALL_PROXY", "socks5://me:hunter2@proxy:1080")
+    done = push(export, "https://hub.example")
+    assert (done.returncode, "hunter2" in done.stderr, "Traceback" in done.stderr) == (2, False, False)
+    assert done.stderr.startswith("error: ALL_PROXY: expected a proxy that speaks HTTP; got socks5://***@proxy:1080")

@@ -2,6 +2,11 @@
 
 import asyncio
 import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,7 @@ from ppe_lora.corpus.teachers.llm.mistral_batch import MistralBatch
 from ppe_lora.corpus.teachers.llm.openai_compatible import OpenAICompatibleEndpoint
 from ppe_lora.engines.llama_cpp import LlamaCpp
 from ppe_lora.engines.vllm import Vllm
+from ppe_lora.export.scripts import CLIENTS
 from ppe_lora.serving.engine import find_engine
 from tests.garbage_server import COMMON, Garbage, GarbageServer
 from tests.teacher_servers import KEY, MistralServer, OpenAIServer, serve
@@ -95,6 +101,18 @@ def test_a_server_of_this_machine_is_reached_past_any_proxy(
         assert find_engine(f"{url}/v1", "teacher-1") is not None
     with serve(MistralServer()) as url:
         asyncio.run(checked(MistralEndpoint(server_url=url)))
+
+
+def test_the_exported_client_reaches_a_server_of_this_machine_past_any_proxy(tmp_path: Path) -> None:
+    shutil.copy(CLIENTS / "client.py", tmp_path)
+    settings = {"model": "teacher-1", "instructions": {"en": "Score."}, "max_tokens": 9, "guide": {}}
+    (tmp_path / "client.json").write_text(json.dumps(settings))
+    with serve(OpenAIServer(answer=lambda body: '{"a":1}')) as url:
+        done = subprocess.run(
+            [sys.executable, tmp_path / "client.py", "rain", "--url", url], capture_output=True, text=True,
+            env={**os.environ, "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"},
+        )  # fmt: skip
+    assert (done.stdout, done.stderr) == ('{"a":1}\n', "")
 
 
 async def checked(endpoint: Endpoint) -> None:

@@ -7,6 +7,7 @@ training: "Something soft\\nContext: time=night, weather=rain".
 
 import argparse
 import json
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ def ask(request: str, language: str | None, url: str, settings: dict[str, Any]) 
     asked = urllib.request.Request(
         f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(asked, timeout=60) as response:
+    # A server on this machine is not behind the proxy that the environment may name.
+    local = urllib.parse.urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
+    with opener.open(asked, timeout=60) as response:
         answer = json.load(response)["choices"][0]["message"]["content"]
     scores: dict[str, float] = json.loads(answer)
     return scores

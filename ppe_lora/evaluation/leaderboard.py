@@ -15,7 +15,7 @@ from ppe_lora.artifacts import read_json
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.paired import Difference, adjusted, differences, row_scores
-from ppe_lora.evaluation.selection import format_rate
+from ppe_lora.evaluation.selection import format_rate, metric_of
 from ppe_lora.evaluation.stored import Stored, check_comparable, common_ids, read_run
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.load import recipe_values
@@ -41,8 +41,10 @@ class Entry(NamedTuple):
 
     @property
     def error(self) -> float:
-        """mse_norm on the test rows of the read-out that is served; infinite where no answer was accepted."""
-        return self.stored.metrics.get(self.stored.served_name, float("inf"))
+        """mse_norm on the test rows of the read-out that is served, with rejected answers as the worst admissible ones,
+        as in the differences. Infinite where there is none."""
+        name = "mse_norm_strict" if self.stored.read_out == "greedy" else metric_of(self.stored.read_out)
+        return self.stored.metrics.get(name, float("inf"))
 
 
 class Leaderboard(NamedTuple):

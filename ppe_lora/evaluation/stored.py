@@ -11,7 +11,7 @@ from ppe_lora.corpus.rows import dataset_version
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.paired import Column
-from ppe_lora.evaluation.selection import metric_of, selected_by
+from ppe_lora.evaluation.selection import selected_by
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.load import differing_keys, is_decisive
 from ppe_lora.recipe.schema import ReadOut
@@ -34,11 +34,6 @@ class Stored(NamedTuple):
     def read_out(self) -> ReadOut:
         """The read-out that is served."""
         return self.recipe.evaluate.read_out
-
-    @property
-    def served_name(self) -> str:
-        """Name of the mse_norm of the read-out that is served."""
-        return metric_of(self.read_out)
 
     @property
     def selected_by(self) -> str:

@@ -9,7 +9,7 @@ from ppe_lora.evaluation.selection import format_rate
 from ppe_lora.recipe.schema import GenerateSource
 from ppe_lora.report.page import Words
 from ppe_lora.report.run_analysis import Analysis
-from ppe_lora.report.run_words import NAMES, beside_between
+from ppe_lora.report.run_words import LATENCY_NOTE, NAMES, beside_between
 from ppe_lora.tasks.scores import Answer
 
 Status = Literal["passed", "failed", "not done"]
@@ -149,12 +149,13 @@ def _latency(analysis: Analysis) -> Check:
             name,
             "not done",
             Words(
-                f"p95 {p95:.1f} ms on {where}; the recipe sets no limit (evaluate.latency_limit_ms)",
-                f"p95 {p95:.1f} ms({where})。上限の設定なし(evaluate.latency_limit_ms)",
+                f"p95 {p95:.1f} ms on {where}; the recipe sets no limit (evaluate.latency_limit_ms). {LATENCY_NOTE.en}",
+                f"p95 {p95:.1f} ms({where})。上限の設定なし(evaluate.latency_limit_ms)。{LATENCY_NOTE.ja}",
             ),
         )
     told = Words(
-        f"p95 {p95:.1f} ms on {where}; the limit is {limit:g} ms", f"p95 {p95:.1f} ms({where})。上限 {limit:g} ms"
+        f"p95 {p95:.1f} ms on {where}; the limit is {limit:g} ms. {LATENCY_NOTE.en}",
+        f"p95 {p95:.1f} ms({where})。上限 {limit:g} ms。{LATENCY_NOTE.ja}",
     )
     return Check(name, "passed" if p95 <= limit else "failed", told)
 

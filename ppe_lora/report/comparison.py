@@ -7,7 +7,7 @@ from ppe_lora.evaluation.comparison import Comparison, ReadOuts, RowChange
 from ppe_lora.evaluation.paired import Difference
 from ppe_lora.report.leaderboard import interval, number, p_value
 from ppe_lora.report.page import Words
-from ppe_lora.report.run_words import READ_OUTS
+from ppe_lora.report.run_words import LATENCY_NOTE, READ_OUTS
 
 SHOWN_ROWS = 20
 """Of the rows that changed most, to either side."""
@@ -73,6 +73,8 @@ def notes(comparison: Comparison) -> list[Words]:
             f"不正な回答: {first} {one:,} 件、{second} {other:,} 件。それぞれ許される最悪の回答として数えます。",
         ),
     ]
+    if comparison.latency_ms:
+        found.append(LATENCY_NOTE)
     if comparison.left_out:
         count = comparison.left_out
         found.append(

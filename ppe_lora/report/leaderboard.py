@@ -1,27 +1,27 @@
 """A sweep's leaderboard as Markdown, CSV and JSON."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 from ppe_lora.artifacts import write_json, write_text
 from ppe_lora.cells import csv_text
 from ppe_lora.evaluation.leaderboard import Entry, Leaderboard
+from ppe_lora.evaluation.metrics import renamed
 from ppe_lora.evaluation.paired import Difference
+from ppe_lora.recipe.schema import ReadOut
 from ppe_lora.report.page import Words
+from ppe_lora.report.run_words import LATENCY_NOTE
 
+_ERRORS = ("mse_norm", "mae_raw", "within_tolerance@5", "r2")
+_OTHERS: tuple[ReadOut, ...] = ("posterior_mean", "posterior_median", "calibrated")
 SHOWN = (
-    "mse_norm",
-    "mse_norm_posterior_mean",
+    *(name for error in _ERRORS for name in (error, *(renamed(error, read_out) for read_out in _OTHERS))),
     "mse_norm_strict",
-    "mae_raw",
-    "mae_raw_posterior_mean",
-    "within_tolerance@5",
-    "within_tolerance@5_posterior_mean",
-    "r2",
-    "r2_posterior_mean",
     "crps",
     "nll",
     "coverage@80",
+    "coverage_calibrated@80",
     "json_valid_rate",
     "schema_valid_rate",
     "latency_ms_p50",
@@ -29,6 +29,18 @@ SHOWN = (
     "latency_ms_p99",
 )
 """Metrics of the table; per-key values are in the CSV and JSON files."""
+_GREEDY = ("mse_raw", "mse_norm_strict", *_ERRORS)
+"""Metrics whose names say no read-out: those of the greedy text."""
+
+
+def metric_label(name: str, board: Leaderboard) -> str:
+    """A metric with its read-out where its name says none, and whether all runs serve that: `r2 (greedy text)`."""
+    metric, read_outs = name.partition("/")[0], {entry.stored.read_out for entry in board.entries}
+    notes = ["greedy text"] if metric in _GREEDY else []
+    if len(read_outs) == 1:
+        (served,) = read_outs
+        notes += ["served"] * (metric in (one if served == "greedy" else renamed(one, served) for one in _ERRORS))
+    return f"{name} ({', '.join(notes)})" if notes else name
 
 
 def write_leaderboard(folder: Path, board: Leaderboard) -> str:
@@ -55,8 +67,10 @@ def verdict(board: Leaderboard) -> Words:
     beaten = board.beaten_by(board.selected)
     better = [name for name in others if board.selected in board.beaten_by(name)]
     open_ = [name for name in others if name not in beaten and name not in better]
-    en = [f"{board.selected} is selected: the smallest mse_norm on the validation rows."]
-    ja = [f"{board.selected} を選択: 検証データの mse_norm が最小です。"]
+    names = {entry.stored.selected_by for entry in board.entries}
+    by = names.pop() if len(names) == 1 else "mse_norm"
+    en = [f"{board.selected} is selected: the smallest {by} on the validation rows."]
+    ja = [f"{board.selected} を選択: 検証データの {by} が最小です。"]
     if beaten:
         en.append(f"On {board.rows:,} test rows it beats {_listed(beaten)}.")
         ja.append(f"テスト {board.rows:,} 件で {'、'.join(beaten)} に勝ります。")
@@ -128,11 +142,13 @@ def _markdown(title: str, board: Leaderboard) -> str:
             number(entry.training.get("rows_per_s")),
             "passed" if entry.passes_gate else "failed",
         ]
-        cells += [number(entry.stored.metrics.get(entry.stored.served_name)), interval(found), p_value(found)]
+        cells += [number(entry.error if math.isfinite(entry.error) else None), interval(found), p_value(found)]
         lines.append(_line([*cells, ", ".join(board.beaten_by(entry.name))]))
     lines += ["", _line(["test metric", *(entry.name for entry in board.entries)])]
     lines.append(_line(["---"] * (len(board.entries) + 1)))
-    lines += [_line([name, *(number(one.stored.metrics.get(name)) for one in board.entries)]) for name in metrics]
+    for name in metrics:
+        figures = (number(one.stored.metrics.get(name)) for one in board.entries)
+        lines.append(_line([metric_label(name, board), *figures]))
     if board.unfinished:
         lines += ["", "| not finished | why |", "| --- | --- |"]
         lines += [_line([name, reason.replace("\n", " ")]) for name, reason in board.unfinished.items()]
@@ -148,6 +164,8 @@ def _notes(board: Leaderboard) -> list[str]:
         "with paired 95 % bootstrap intervals; p is of a paired permutation test, adjusted for the number of pairs "
         "(Benjamini-Hochberg). One run beats another only where the interval excludes zero and p is below 0.05. Every "
         "pair is in `leaderboard.json`. A rejected answer counts as the worst admissible one.",
+        "",
+        LATENCY_NOTE.en,
         "",
         f"Test rows `{inputs['test_rows']}`, metric version {inputs['metric_version']}, "
         f"decoded on {first.manifest['device']}.",

@@ -6,8 +6,18 @@ from ppe_lora.artifacts import write_text
 from ppe_lora.evaluation.leaderboard import Leaderboard
 from ppe_lora.evaluation.paired import Difference
 from ppe_lora.report.intervals import differences_figure, interval_lines
-from ppe_lora.report.leaderboard import SHOWN, against_selected, gigabytes, interval, number, p_value, verdict
+from ppe_lora.report.leaderboard import (
+    SHOWN,
+    against_selected,
+    gigabytes,
+    interval,
+    metric_label,
+    number,
+    p_value,
+    verdict,
+)
 from ppe_lora.report.page import Words, render_page
+from ppe_lora.report.run_words import LATENCY_NOTE
 
 FILE_NAME = "leaderboard.html"
 _NOTES = (
@@ -41,7 +51,7 @@ def write_leaderboard_page(folder: Path, title: str, board: Leaderboard) -> None
         lines={line.name: line for line in interval_lines(against, "mse_norm")},
         pairs=interval_lines({f"{one} → {other}": found for (one, other), found in board.pairs.items()}, "mse_norm"),
         metric_groups=_metric_groups(board),
-        notes=_NOTES,
+        notes=[*_NOTES, LATENCY_NOTE],
         made={
             "test rows": inputs["test_rows"],
             "metric version": inputs["metric_version"],
@@ -54,6 +64,7 @@ def write_leaderboard_page(folder: Path, title: str, board: Leaderboard) -> None
         p_value=p_value,
         number=number,
         gigabytes=gigabytes,
+        label=lambda name: metric_label(name, board),
     )
     write_text(folder / FILE_NAME, html)
 

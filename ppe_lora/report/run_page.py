@@ -26,7 +26,18 @@ from ppe_lora.report.run_figures import (
     reliability_figure,
 )
 from ppe_lora.report.run_folder import RunFolder
-from ppe_lora.report.run_words import NAMES, Mark, beside, cards, change, change_between, error_figure, mark_of, verdict
+from ppe_lora.report.run_words import (
+    LATENCY_NOTE,
+    NAMES,
+    Mark,
+    beside,
+    cards,
+    change,
+    change_between,
+    error_figure,
+    mark_of,
+    verdict,
+)
 
 FILE_NAME = "report.html"
 _WORST = 20
@@ -104,6 +115,7 @@ def write_run_page(analysis: Analysis, findings: list[Finding], checks: list[Che
         config=dump_recipe(run.recipe),
         error=error_figure,
         names=NAMES,
+        latency_note=LATENCY_NOTE,
     )
     write_text(run.path / FILE_NAME, html)
 

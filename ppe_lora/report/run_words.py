@@ -30,6 +30,13 @@ READ_OUTS = {
     "calibrated": Words("corrected posterior mean", "補正した事後平均"),
     WITHOUT_HEAD: Words("correction without the head", "ヘッドなしの補正"),
 }
+LATENCY_NOTE = Words(
+    "Latencies are of the adapter on its base model; of an exported run, `ppe-lora serve` loads the merged weights, "
+    "which have no LoRA layers.",
+    "レイテンシはベースモデルにアダプターを付けた状態の値です。`ppe-lora serve` はエクスポート済みなら、"
+    "LoRA 層のない結合済みの重みを読み込みます。",
+)
+"""What `latency_ms` was measured on, wherever it is shown: not on what is served."""
 _SHORT = {
     "constant": Words("the middle of the range", "範囲の中央"),
     "train_mean": Words("the train mean", "学習平均"),

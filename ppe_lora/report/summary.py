@@ -14,7 +14,7 @@ from ppe_lora.report.page import Words
 from ppe_lora.report.run_analysis import Analysis
 from ppe_lora.report.run_cost import run_cost
 from ppe_lora.report.run_figures import epoch_lines
-from ppe_lora.report.run_words import NAMES, READ_OUTS, change_between, error_figure, verdict
+from ppe_lora.report.run_words import LATENCY_NOTE, NAMES, READ_OUTS, change_between, error_figure, verdict
 
 FILE_NAME = "summary.md"
 _ERRORS = ("mse_norm", "mae_raw", "r2", "within_tolerance@5")
@@ -146,7 +146,7 @@ def _latency(analysis: Analysis) -> list[str]:
     how = analysis.run.test["latency"]
     return [
         f"Latency, one request at a time ({how['requests']} after warm-up), {how['read_out']}: p50 {p50:.1f} ms, "
-        f"p95 {p95:.1f} ms, p99 {p99:.1f} ms; {how['engine']}, {how['weights']}, on {how['device']}."
+        f"p95 {p95:.1f} ms, p99 {p99:.1f} ms; {how['engine']}, {how['weights']}, on {how['device']}. {LATENCY_NOTE.en}"
     ]
 
 

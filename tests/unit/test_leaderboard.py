@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppe_lora.artifacts import read_json
+from ppe_lora.artifacts import read_json, write_json
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.leaderboard import Leaderboard, build_leaderboard
 from ppe_lora.recipe import load_recipe
-from ppe_lora.report.leaderboard import verdict, write_leaderboard
+from ppe_lora.report.leaderboard import metric_label, verdict, write_leaderboard
+from ppe_lora.report.run_words import LATENCY_NOTE
 from tests.evaluations import predictions, write_run
 
 ROWS = 60
@@ -86,6 +87,35 @@ def test_other_test_rows_never_share_the_table(tmp_path, inputs, message):
     with pytest.raises(RunError) as error:
         board(tmp_path)
     assert message in str(error.value)
+
+
+def test_a_run_cannot_lead_by_not_answering(tmp_path):
+    """Ranked by the accepted answers alone, r08 led the table that the differences showed it to be last in."""
+    errors = [30] * 10 + [8] * (ROWS - 10)
+    write_run(tmp_path / "r04", predictions(errors), "student.lora.rank=4")
+    write_run(tmp_path / "r08", predictions(errors, rejected=range(10)), "student.lora.rank=8")
+    found = board(tmp_path)
+    metrics = {entry.name: entry.stored.metrics for entry in found.entries}
+    assert metrics["r08"]["mse_norm"] < metrics["r04"]["mse_norm"]
+    assert [entry.name for entry in found.entries] == ["r04", "r08"]
+    assert found.entries[1].error == pytest.approx(found.between("r04", "r08").second)
+
+
+def test_tables_say_which_read_out_a_metric_is_of_and_which_is_served(tmp_path):
+    """`r2` unlabelled is the greedy text's, beside a ranking by another read-out; the corrected one was not shown."""
+    rows = [row | {"calibrated": row["posterior_mean"]} for row in predictions([5] * ROWS)]
+    for rank in (4, 8):
+        path = write_run(tmp_path / f"r{rank:02d}", rows, f"student.lora.rank={rank}", "evaluate.read_out=calibrated")
+        metrics = read_json(path / "test" / "eval_metrics.json")
+        write_json(path / "test" / "eval_metrics.json", metrics | {"r2_calibrated": 0.7, "mse_norm_calibrated": 0.01})
+    found = board(tmp_path)
+    labels = [metric_label(name, found) for name in ("r2", "r2_calibrated", "r2/a", "r2_posterior_mean", "crps")]
+    assert labels == ["r2 (greedy text)", "r2_calibrated (served)", "r2/a (greedy text)", "r2_posterior_mean", "crps"]
+    write_leaderboard(tmp_path / "sweep", found)
+    text = (tmp_path / "sweep" / "leaderboard.md").read_text(encoding="utf-8")
+    assert "| r2_calibrated (served) | 0.7000 | 0.7000 |" in text
+    assert "is selected: the smallest mse_norm_posterior_mean on the validation rows." in text
+    assert LATENCY_NOTE.en in text
 
 
 def test_files_hold_every_metric_of_every_run(tmp_path):

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from ppe_lora import __version__
 from ppe_lora.boundary import in_words, run_to_status
 from ppe_lora.console import console
+from ppe_lora.interruption import interruptible
 
 
 class _Commands(TyperGroup):
@@ -19,7 +20,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
-        with in_words():
+        with in_words(), interruptible("what was finished is kept, and the same command goes on from there"):
             returned = super().invoke(ctx)
             if console.lost is not None:
                 raise console.lost

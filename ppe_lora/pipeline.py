@@ -20,11 +20,13 @@ and Weave are fed from the run folder, by processes of their own. torch is impor
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppe_lora.console import console, warn
 from ppe_lora.evaluation.runs import A_RUN, RUNS, find_run, no_run
+from ppe_lora.interruption import interruptible
 from ppe_lora.locks import holding
 from ppe_lora.recipe import Recipe
 
@@ -84,7 +86,8 @@ def build_data(recipe: Recipe, *, skip_corrupt: bool = False, wait: Callable[[st
     if not _is_first_process():
         return
     folder = data_dir(recipe)
-    with alone_in_data(folder, wait):
+    left = f"{folder} is not finished; what a teacher has answered is kept, and the same command goes on from there"
+    with alone_in_data(folder, wait), interruptible(left):
         report = build_dataset(recipe, folder, skip_corrupt=skip_corrupt)
     kept = ", ".join(f"{count} {split}" for split, count in report.rows.items())
     console.print(f"{folder}: {kept} rows, version {report.dataset_version}" + ("" if report.made else " (unchanged)"))
@@ -127,8 +130,9 @@ def _train(recipe: Recipe, followers: "Followers", *, resume: bool, fresh: bool)
         _warn_of_later_stages(recipe)
     if fresh:
         followers.wait_for_earlier_ones(say)
-    # Followers start when the run folder is there, and not before --fresh has deleted an earlier one.
-    training.train(recipe, data_dir(recipe), run_dir(recipe), resume=resume, fresh=fresh, on_start=followers.start)
+    with interruptible(partial(training.kept, run_dir(recipe))):
+        # Followers start when the run folder is there, and not before --fresh has deleted an earlier one.
+        training.train(recipe, data_dir(recipe), run_dir(recipe), resume=resume, fresh=fresh, on_start=followers.start)
 
 
 def _warn_of_later_stages(recipe: Recipe) -> None:
@@ -149,7 +153,9 @@ def evaluate(recipe: Recipe) -> None:
 def _evaluate(recipe: Recipe, followers: "Followers") -> None:
     from ppe_lora.student.test_rows import evaluate_test_rows
 
-    evaluate_test_rows(recipe, data_dir(recipe), run_dir(recipe))
+    kept = f"the training of {run_dir(recipe)} is kept; its test rows are not measured yet, the same command does it"
+    with interruptible(kept):
+        evaluate_test_rows(recipe, data_dir(recipe), run_dir(recipe))
     followers.start()
 
 
@@ -163,8 +169,10 @@ def _export(recipe: Recipe, followers: "Followers") -> None:
     from ppe_lora.export.engines import export_for_engines
     from ppe_lora.export.stage import export_run
 
-    export_run(recipe, data_dir(recipe), run_dir(recipe))
-    export_for_engines(recipe, run_dir(recipe))
+    kept = f"what {run_dir(recipe)} has of exports is whole; the same command makes the missing ones"
+    with interruptible(kept):
+        export_run(recipe, data_dir(recipe), run_dir(recipe))
+        export_for_engines(recipe, run_dir(recipe))
     followers.start()
 
 
@@ -194,8 +202,10 @@ def report(run: str, overrides: Sequence[str] = ()) -> None:
 def _report(recipe: Recipe, folder: Path) -> None:
     from ppe_lora.report.run_report import write_report
 
+    kept = f"{folder} is unchanged but for its report; the same command writes that"
     if _is_first_process():
-        console.print(write_report(recipe, data_dir(recipe), folder), markup=False)
+        with interruptible(kept):
+            console.print(write_report(recipe, data_dir(recipe), folder), markup=False)
 
 
 def run(recipe: Recipe, *, fresh: bool = False) -> None:

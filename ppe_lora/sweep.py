@@ -5,21 +5,20 @@ an unfinished training is resumed, and a failed run does not stop the others.
 """
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple
 
 from ppe_lora.artifacts import read_json
 from ppe_lora.console import console, progress
 from ppe_lora.errors import Interrupted, RecipeError, RunError
 from ppe_lora.evaluation.metrics import METRIC_VERSION
 from ppe_lora.evaluation.test_set import TEST_FORMAT
+from ppe_lora.interruption import signals_to, stop
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.load import differing_keys
 
@@ -215,26 +214,21 @@ def _outcome(job: Job, status: int) -> Outcome:
 def _stopping(running: list[_Running]) -> Iterator[None]:
     """Pass a signal on to everything that runs, once, and wait until it has saved itself."""
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print("stopping: what runs saves a checkpoint first; once more stops at once")
-        for one in running:
-            one.process.terminate()
+    with signals_to(stop):
         try:
-            for one in running:
-                one.process.wait()
+            yield
         except KeyboardInterrupt:
+            console.print("stopping: what runs saves a checkpoint first; once more stops at once")
             for one in running:
-                one.process.kill()
-        running.clear()
-        raise Interrupted("sweep: stopped; the same command continues where it was") from None
-    finally:
-        for one in running:  # an error of our own must not leave a training behind that nobody watches
-            one.process.terminate()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+                one.process.terminate()
+            try:
+                for one in running:
+                    one.process.wait()
+            except KeyboardInterrupt:
+                for one in running:
+                    one.process.kill()
+            running.clear()
+            raise Interrupted("sweep: stopped; the same command continues where it was") from None
+        finally:
+            for one in running:  # an error of our own must not leave a training behind that nobody watches
+                one.process.terminate()

@@ -4,12 +4,15 @@ import csv
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ppe_lora.artifacts import read_json
@@ -17,8 +20,9 @@ from ppe_lora.console import Advance, console, warn
 from ppe_lora.errors import SelectionError
 from ppe_lora.evaluation.metrics import Matrix, ratio
 from ppe_lora.evaluation.selection import metric_of, select_epoch
+from ppe_lora.interruption import signals_to, stop
 from ppe_lora.recipe.schema import Evaluate, Recipe
-from ppe_lora.student.checkpoints import epoch_folders
+from ppe_lora.student.checkpoints import epoch_folders, step_of
 from ppe_lora.student.divergence import Diverged, check_adapter, check_step
 from ppe_lora.student.evaluate import EncodedSplit, Evaluation, evaluate_student, write_evaluation
 from ppe_lora.student.processes import processes
@@ -61,6 +65,10 @@ class TrainLog(TrainerCallback):
         self.advance(1, f"loss {logs['loss']:.3f}")
 
 
+class EvaluationStopped(BaseException):
+    """A signal came while an epoch was evaluated."""
+
+
 class Checkpoints(TrainerCallback):
     """Saves by time, at the end of each epoch, and when the process is asked to stop (SIGTERM, Ctrl-C).
 
@@ -73,23 +81,37 @@ class Checkpoints(TrainerCallback):
         self.stopping = False
         """Whether all processes have agreed to stop in the middle of an epoch."""
         self._saved_at = time.monotonic()
-        self._saved_step = -1
-        self._previous: dict[int, Any] = {}
+        self.saved_step = -1
+        """The step of the newest checkpoint of this start."""
+        self._evaluating = False
+        self._signals = ExitStack()
 
     def __enter__(self) -> "Checkpoints":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._on_signal)
+        self._signals.enter_context(signals_to(self._on_signal))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._signals.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.stopped_by is not None:  # asked twice: stop at once
-            raise KeyboardInterrupt
+            stop(number, frame)
         self.stopped_by = signal.Signals(number).name
-        console.print(f"{self.stopped_by}: saving a checkpoint after this step; once more stops at once")
+        if self._evaluating and processes().num_processes == 1:
+            console.print(f"{self.stopped_by}: saving a checkpoint; once more stops at once")
+            raise EvaluationStopped
+        now = "after the epoch is evaluated" if self._evaluating else "after this step"
+        console.print(f"{self.stopped_by}: saving a checkpoint {now}; once more stops at once")
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """While an epoch is evaluated. A single process leaves that at a signal, and a resumed run makes up for it;
+        several finish it together, as each waits for the answers of the others."""
+        self._evaluating = True
+        try:
+            yield
+        finally:
+            self._evaluating = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -112,7 +134,7 @@ class Checkpoints(TrainerCallback):
         """Ask for a checkpoint after the epoch's evaluation (this callback comes after it), and stop if one came."""
         if _agree(self.stopped_by is not None):
             self._stop(control)
-        control.should_save = state.global_step != self._saved_step
+        control.should_save = state.global_step != self.saved_step
         return control
 
     def _stop(self, control: TrainerControl) -> None:
@@ -122,7 +144,7 @@ class Checkpoints(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the clock anew."""
         self._saved_at = time.monotonic()
-        self._saved_step = state.global_step
+        self.saved_step = state.global_step
 
 
 class EpochEvaluation(TrainerCallback):
@@ -156,11 +178,22 @@ class EpochEvaluation(TrainerCallback):
 
         The trainer also ends an epoch here when it stops in the middle of one; that is no epoch to evaluate.
         """
-        if not self.checkpoints.stopping:
+        if self.checkpoints.stopping:
+            return control
+        with suppress(EvaluationStopped):  # the checkpoint of the epoch's end is saved, and the run stops
             self._evaluate(state, model)
             if is_exhausted(epoch_metrics(self.run_dir), self.recipe):
                 control.should_training_stop = True
         return control
+
+    def make_up(self, model: PeftModel, checkpoint: Path, epoch: int) -> None:
+        """Evaluate the epoch at whose end a checkpoint was saved, if a signal kept it from that: the model takes the
+        checkpoint's adapter."""
+        if (self.run_dir / "epochs" / f"{epoch:03d}" / "eval_metrics.json").is_file():
+            return
+        set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+        with suppress(EvaluationStopped):
+            self._evaluate(TrainerState(epoch=epoch, global_step=step_of(checkpoint)), model)
 
     def _evaluate(self, state: TrainerState, model: Any) -> None:
         epoch = round(state.epoch or 0)
@@ -171,7 +204,8 @@ class EpochEvaluation(TrainerCallback):
         settings, task = self.recipe.evaluate, self.recipe.task
         check_adapter(student, self.run_dir, state.global_step)
         try:
-            result = evaluate_student(student, self.valid, self.train_NK, task, self.tokenizer, settings, self.trie)
+            with self.checkpoints.evaluating():
+                result = evaluate_student(student, self.valid, self.train_NK, task, self.tokenizer, settings, self.trie)
         except NotFinite as error:
             raise Diverged(f"{self.run_dir}: epoch {epoch}: {error}") from error
         if state.is_world_process_zero:

@@ -138,6 +138,13 @@ def train(
     state.wait_for_everyone()
 
 
+def kept(run_dir: Path) -> str:
+    """What a training that is stopped at once leaves, and how to go on."""
+    checkpoint, _ = newest_checkpoint(run_dir / "state")
+    what = f"everything up to step {step_of(checkpoint)} is kept" if checkpoint else "no step is saved yet"
+    return f"{run_dir}: {what}, continue with `ppe-lora train RECIPE --resume`"
+
+
 def _prepare_folder(recipe: Recipe, inputs: dict[str, Any], run_dir: Path, *, resume: bool, fresh: bool) -> None:
     config, started_from = run_dir / "config.yaml", run_dir / "state" / "inputs.json"
     if fresh and run_dir.exists():
@@ -184,29 +191,26 @@ def _run(recipe: Recipe, ready: Preflight, run_dir: Path) -> dict[str, Any]:
     packs = packs_exactly(model, train_split.encoded, tokenizer.pad_id)
     collate = _collator(recipe, trie, packs, tokenizer.pad_id)
     unembedding = unembedding_of(model)
+    heads = _teaching_heads(model, train_split, recipe, run_dir / "state")  # before the model takes a checkpoint
     diverged: dict[str, str] = {}
-    if not is_exhausted(epoch_metrics(run_dir), recipe):
-        with Checkpoints(recipe.train.checkpoint_minutes) as checkpoints:
-            evaluation = EpochEvaluation(
-                recipe, run_dir, valid_split, train_NK, tokenizer, trie if packs else None, checkpoints
-            )
+    with Checkpoints(recipe.train.checkpoint_minutes) as checkpoints:
+        evaluation = EpochEvaluation(
+            recipe, run_dir, valid_split, train_NK, tokenizer, trie if packs else None, checkpoints
+        )
+        steps = -(-len(train_split.rows) // recipe.train.rows_per_step)
+        done = step_of(checkpoint) if checkpoint else 0
+        if checkpoint and done % steps == 0:
+            evaluation.make_up(model, checkpoint, done // steps)
+        if checkpoints.stopped_by is None and not is_exhausted(epoch_metrics(run_dir), recipe):
             trainer = _trainer(model, config, rows, collate, [evaluation, checkpoints], recipe, run_dir)
             trainer.trie, trainer.spread_K, trainer.unembedding = trie, _spread(train_NK, recipe.task), unembedding
-            trainer.heads = _teaching_heads(model, train_split, recipe, run_dir / "state")
-            steps = _total_steps(recipe, len(train_split.rows))
-            done = step_of(checkpoint) if checkpoint else 0
-            with progress("training", steps, done=done, visible=state.is_main_process) as advance:
-                trainer.add_callback(TrainLog(run_dir, advance))
-                trainer.callback_handler.callbacks.insert(0, trainer.callback_handler.callbacks.pop())
-                try:
-                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-                except Diverged as error:
-                    diverged = _ended_by(error, recipe, run_dir)
-            if checkpoints.stopped_by is not None:
-                raise Interrupted(
-                    f"{run_dir}: stopped by {checkpoints.stopped_by} after step {trainer.state.global_step}; "
-                    "everything is saved, continue with `ppe-lora train --resume`"
-                )
+            trainer.heads = heads
+            diverged = _fit(trainer, checkpoint, recipe, run_dir, recipe.train.epochs * steps)
+        if checkpoints.stopped_by is not None:
+            raise Interrupted(
+                f"{run_dir}: stopped by {checkpoints.stopped_by} after step {max(done, checkpoints.saved_step)}; "
+                "everything is saved, continue with `ppe-lora train --resume`"
+            )
     return {
         "train_rows": len(train_split.rows),
         "valid_rows": len(valid_split.rows),
@@ -221,6 +225,19 @@ def _run(recipe: Recipe, ready: Preflight, run_dir: Path) -> dict[str, Any]:
         "tokenizer": tokenizer.fingerprint(),
         **diverged,
     }
+
+
+def _fit(trainer: PpeTrainer, checkpoint: Path | None, recipe: Recipe, run_dir: Path, steps: int) -> dict[str, str]:
+    """Train to the end, a signal, or where it diverges; what the manifest says of that (see `_ended_by`)."""
+    done = step_of(checkpoint) if checkpoint else 0
+    with progress("training", steps, done=done, visible=processes().is_main_process) as advance:
+        trainer.add_callback(TrainLog(run_dir, advance))
+        trainer.callback_handler.callbacks.insert(0, trainer.callback_handler.callbacks.pop())
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Diverged as error:
+            return _ended_by(error, recipe, run_dir)
+    return {}
 
 
 def _ended_by(error: Diverged, recipe: Recipe, run_dir: Path) -> dict[str, str]:
@@ -343,10 +360,6 @@ def _spread(train_NK: Matrix, task: ScoresTask) -> torch.Tensor:
 def unused_tokenizer() -> PreTrainedTokenizerFast:
     """TRL wants a tokenizer even for rows that are ids and a collator of their own; it is never asked anything."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"": 0}, unk_token="")))
-
-
-def _total_steps(recipe: Recipe, rows: int) -> int:
-    return recipe.train.epochs * -(-rows // recipe.train.rows_per_step)
 
 
 def _announce(recipe: Recipe, model: PeftModel, train_split: EncodedSplit, valid_split: EncodedSplit) -> None:

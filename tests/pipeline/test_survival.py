@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ppe_lora.artifacts import read_json, write_json, write_manifest
-from ppe_lora.errors import ModelError, RunError, WorldError
+from ppe_lora.errors import Interrupted, ModelError, RunError, WorldError
 from ppe_lora.recipe import load_recipe
 from ppe_lora.student import callbacks
 from ppe_lora.student.callbacks import EpochEvaluation
@@ -104,6 +104,38 @@ def test_sigterm_saves_and_says_how_to_continue(speaker, whole, tmp_path):
     assert "continue with `ppe-lora train --resume`" in output
     train(load_recipe(tmp_path / "run.yaml"), tmp_path / "data" / "d", tmp_path / "checkpoints" / "run", resume=True)
     assert_same_result(whole / "checkpoints" / "run", tmp_path / "checkpoints" / "run")
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_signal_while_an_epoch_is_evaluated_stops_that_and_nothing_is_lost(
+    speaker, whole, tmp_path, monkeypatch, capsys, epoch
+):
+    """An evaluation may take an hour, a preempted machine has a minute: the epoch's last step is saved as it is, and
+    the resumed run evaluates it."""
+    prepare(tmp_path, speaker)
+    recipe, data, run = load_recipe(tmp_path / "run.yaml"), tmp_path / "data" / "d", tmp_path / "checkpoints" / "run"
+    evaluations = []
+
+    def terminated(*args):
+        evaluations.append(1)
+        if len(evaluations) == epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("went on evaluating after SIGTERM")
+        return original(*args)
+
+    original = callbacks.evaluate_student
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "evaluate_student", terminated)
+        with pytest.raises(Interrupted) as error:
+            train(recipe, data, run)
+    assert str(error.value) == (
+        f"{run}: stopped by SIGTERM after step {7 * epoch}; everything is saved, continue with `ppe-lora train "
+        "--resume`"
+    )
+    assert "SIGTERM: saving a checkpoint; once more stops at once" in capsys.readouterr().out
+    assert [folder.name for folder in epoch_folders(run)] == ["001"][: epoch - 1]
+    train(recipe, data, run, resume=True)
+    assert_same_result(whole / "checkpoints" / "run", run)
 
 
 def test_a_kill_before_an_evaluation_does_not_outlast_the_patience(speaker, tmp_path, monkeypatch):

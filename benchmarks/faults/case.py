@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +35,48 @@ def ppe(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> sub
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(env or {})},
         timeout=600,
     )
+
+
+def ppe_forked(
+    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, before: Callable[[], None] = lambda: None
+) -> subprocess.CompletedProcess[str]:
+    """`ppe` in a fork of this process, which has the libraries loaded already: seconds less for each of many cases.
+
+    Args:
+        arguments: Of the command line.
+        cwd: The working folder.
+        env: Added to the environment.
+        before: Called in the fork, for limits and the like.
+    """
+    import ppe_lora.export.stage
+    import ppe_lora.student.training  # noqa: F401
+    from ppe_lora.cli import main
+
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            status: object = 1
+            try:
+                signal.alarm(60)
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                os.chdir(cwd)
+                os.environ.update(env or {})
+                tempfile.tempdir, sys.argv = None, ["ppe-lora", *arguments]
+                before()
+                main()
+            except SystemExit as end:
+                status = end.code or 0
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status if isinstance(status, int) else 1)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess(arguments, ended, out.read(), err.read())
 
 
 def words_only(done: subprocess.CompletedProcess[str]) -> bool:

@@ -89,13 +89,11 @@ _ERRNO = {
 }  # fmt: skip
 _IN_TEXT = re.compile(r"(?:os error |[Ee]rrno )(\d+)")
 """How libraries in Rust and C++ quote an error number."""
-_TYPES: tuple[tuple[str, _Words], ...] = (
-    ("torch.OutOfMemoryError", _GPU_MEMORY),
-    ("torch.cuda.OutOfMemoryError", _GPU_MEMORY),
-    ("safetensors.SafetensorError", _WHOLE_WEIGHTS),
-    ("safetensors_rust.SafetensorError", _WHOLE_WEIGHTS),
+_TYPES: tuple[tuple[str, str, _Words], ...] = (
+    ("torch", "OutOfMemoryError", _GPU_MEMORY),
+    ("safetensors", "SafetensorError", _WHOLE_WEIGHTS),
 )
-"""Exceptions of libraries that may not be loaded here, by their full names."""
+"""Exceptions of libraries that may not be loaded here: package and name."""
 _TEXTS: tuple[tuple[type[Exception], str, _Words], ...] = (
     (RuntimeError, "file write failed", _ROOM),
     (RuntimeError, "unexpected pos", _ROOM),
@@ -280,8 +278,8 @@ def _words_of(error: BaseException) -> _Words | None:
         return _MEMORY
     if isinstance(error, _BROKEN_FILES):
         return _WHOLE
-    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
-    by_name = next((words for name, words in _TYPES if name in names), None)
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
+    by_name = next((words for package, name, words in _TYPES if (package, name) in kinds), None)
     if by_name or type(error) is Exception or isinstance(error, RuntimeError):
         by_number = _ERRNO.get(_number_in(error) or 0)
         if by_number:

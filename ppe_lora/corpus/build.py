@@ -1,13 +1,21 @@
 """From a recipe to a data set on disk: sampling, teacher or import, filters, split, files."""
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppe_lora.artifacts import hash_file, hash_json, is_current, read_json, write_json, write_manifest, write_text
+from ppe_lora.artifacts import (
+    hash_file,
+    hash_json,
+    is_current,
+    new_folder,
+    read_json,
+    write_json,
+    write_manifest,
+    write_text,
+)
 from ppe_lora.cells import is_blank, shorten
 from ppe_lora.corpus.asks import make_asks
 from ppe_lora.corpus.filters import Filtered, Rejection, drop_duplicate_ids, filter_rows
@@ -97,13 +105,8 @@ def build_dataset(recipe: Recipe, folder: Path, *, skip_corrupt: bool = False) -
     held_out = read_import(recipe.data.held_out, recipe.task, "data.held_out") if recipe.data.held_out else None
     built = _generate(recipe, teacher, reader, held_out) if teacher else _import(recipe, held_out)
     _check_splits(recipe, built)
-    building = folder.with_name(f".{folder.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    _write(building, recipe, built, inputs)
-    if folder.exists():
-        shutil.rmtree(folder)
-    building.rename(folder)
+    with new_folder(folder) as building:
+        _write(building, recipe, built, inputs)
     return _report(folder, read_json(folder / "manifest.json"), made=True)
 
 

@@ -2,11 +2,11 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ppe_lora.artifacts import new_folder, write_text
 from ppe_lora.cells import shown
 from ppe_lora.console import console
 from ppe_lora.corpus.formats import Format, content_bytes, hosted_problems, own_instruction, record_of, row_of
@@ -175,21 +175,18 @@ def _write(
     to: Format,
     task: ScoresTask,
 ) -> None:
-    building = target.with_name(f".{target.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    if to == "hf":
-        from ppe_lora.corpus.hf import write_hf  # imports `datasets`
+    with new_folder(target) as building:
+        if to == "hf":
+            from ppe_lora.corpus.hf import write_hf  # imports `datasets`
 
-        named = {"validation" if name == "valid" else name: records for name, records in by_split.items()}
-        write_hf(named, building, task)
-    else:
-        for name, records in by_split.items():
-            path = split_path(building, name) if to == "rows" else building / f"{name}.jsonl"
-            _write_lines(path, records)
-    _write_lines(building / "report.jsonl", report)
-    building.rename(target)
+            named = {"validation" if name == "valid" else name: records for name, records in by_split.items()}
+            write_hf(named, building, task)
+        else:
+            for name, records in by_split.items():
+                path = split_path(building, name) if to == "rows" else building / f"{name}.jsonl"
+                _write_lines(path, records)
+        _write_lines(building / "report.jsonl", report)
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

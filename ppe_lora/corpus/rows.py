@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from ppe_lora.artifacts import read_json
+from ppe_lora.artifacts import read_json, write_text
 from ppe_lora.cells import Request, Text, parse_json
 from ppe_lora.corpus.tables import raise_problems
 from ppe_lora.errors import DataError
@@ -64,8 +64,7 @@ def to_json(row: Row) -> str:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as JSONL, replacing the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(to_json(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(to_json(row) + "\n" for row in rows))
 
 
 def read_rows(path: Path, task: ScoresTask) -> list[Row]:

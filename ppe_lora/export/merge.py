@@ -209,7 +209,10 @@ def _check_room(folder: Path, plan: MergePlan) -> None:
     needed = sum(tensor.n_bytes for tensor in plan.tensors)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ModelError(f"{folder.parent}: expected {needed / 1e9:.1f} GB of free disk; got {free / 1e9:.1f} GB")
+        raise ModelError(
+            f"{folder.parent}: expected {needed / 1e6:,.1f} MB of free disk; got {free / 1e6:,.1f}; free some space, "
+            "then repeat the command"
+        )
 
 
 def _report(plan: MergePlan) -> MergeReport:

@@ -74,11 +74,11 @@ def named(module: str, name: str, *bases: type[Exception]) -> type[Exception]:
             f"`ulimit -u`, {KEPT}",
         ),
         (
-            named("safetensors_rust", "SafetensorError")("I/O error: No space left on device (os error 28)"),
+            named("safetensors._x", "SafetensorError")("I/O error: No space left on device (os error 28)"),
             "expected room on the disk; got I/O error: No space left on device (os error 28); free some space, " + KEPT,
         ),
         (
-            named("safetensors_rust", "SafetensorError")("Error while deserializing header: header too large"),
+            named("safetensors._x", "SafetensorError")("Error while deserializing header: header too large"),
             "expected whole weights; got Error while deserializing header: header too large; copy or download it "
             "again, or delete it and repeat the command that wrote it",
         ),

@@ -374,7 +374,10 @@ def track_sync(
 def estimate(
     recipe: RecipePath,
     overrides: Overrides = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Training rows; by default what the recipe asks for.")] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training rows; by default those of the data set, or what the recipe asks for."),
+    ] = None,
 ) -> None:
     """Say what memory and time a recipe takes, here and on usual cards, before it runs."""
     from ppe_lora import commands

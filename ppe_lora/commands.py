@@ -258,26 +258,26 @@ def estimate(recipe: Recipe, rows: int | None) -> None:
     """Print memory, speed and time of a recipe's training, on this machine and on usual cards, before it runs.
 
     Raises:
-        DataError: The number of rows cannot be known beforehand.
+        DataError: The data set, or a file to be imported, cannot be read.
         ModelError: The model's size is not known.
     """
     from rich.table import Table
 
-    from ppe_lora.errors import DataError, ModelError
-    from ppe_lora.student.estimate import CARDS, estimate, expected_rows, this_machine
+    from ppe_lora.errors import ModelError
+    from ppe_lora.student.estimate import CARDS, estimate, expected_data, this_machine
     from ppe_lora.student.machine import GB, model_size, why_unknown
 
     size = model_size(recipe.student)
     if size is None:
         raise ModelError(f"{recipe.student.model}: {why_unknown(recipe.student.model)}")
-    counts = expected_rows(recipe) if rows is None else (rows, round(rows * 0.05))
-    if counts is None:
-        raise DataError("how many rows the import has is not known before it is read; give --rows")
+    data = expected_data(recipe, data_dir(recipe))
+    if rows is not None:
+        data = data._replace(train_rows=rows, valid_rows=round(rows * data.valid_rows / max(1, data.train_rows)))
     table = Table(
-        "card", "memory", "fits", "rows/s", "training", "evaluation", title=f"{recipe.name}: {counts[0]:,} rows"
+        "card", "memory", "fits", "rows/s", "training", "evaluation", title=f"{recipe.name}: {data.train_rows:,} rows"
     )
-    for card in (this_machine(), *CARDS):
-        told = estimate(recipe, size, card, train_rows=counts[0], valid_rows=counts[1])
+    for card in (this_machine(recipe.train.matmul), *CARDS):
+        told = estimate(recipe, size, card, train_rows=data.train_rows, valid_rows=data.valid_rows, tokens=data.tokens)
         table.add_row(
             card.name,
             f"{told.need.total / GB:.1f} of {card.memory / GB:.0f} GB",
@@ -287,9 +287,15 @@ def estimate(recipe: Recipe, rows: int | None) -> None:
             duration(told.evaluation_s),
         )
     console.print(table)
+    tokens = data.tokens
+    console.print(
+        f"{data.known_from}: {tokens.instruction:.0f} of the instruction, {tokens.request:.0f} of a request, "
+        f"{tokens.answer:.0f} of an answer, {tokens.slots:.0f} to read its scores",
+        markup=False,
+    )
     console.print(
         "estimates from counts, not measurements; the formulas are in ppe_lora/student/estimate.py. A small model "
-        "cannot fill a GPU: there its speed is an upper bound. The CPU's is what it reaches now, beside what else runs"
+        "cannot fill a GPU: there its speed is an upper bound. The CPU's is what it reaches with nothing beside"
     )
 
 

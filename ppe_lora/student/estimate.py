@@ -8,23 +8,29 @@ All from counts, with one assumption per line; P linear parameters in billions, 
     speed        the card's dense bfloat16 peak x 0.4; on a CPU what a matrix product of this machine reaches x 0.6
     nf4, int8    weights are unpacked once a pass: 2.5 bytes a parameter moved at the card's memory bandwidth
 
-A row is taken as 60 instruction tokens shared by the rows of a micro step, 64 of request and 48 of answer; a score read
-in training or evaluation adds its branches (10 tokens for whole numbers to 100), and its own start where it is read
-from the request alone. The time that a model too small to fill a GPU loses there is not counted: for a 135M model, the
-speed of a GPU is an upper bound.
+What a row takes is counted in the rows where there are some, else assumed (`row_tokens.py`); a score read in training
+or evaluation adds its branches, and its own start where it is read from the request alone. The time that a model too
+small to fill a GPU loses there is not counted: for a 135M model, the speed of a GPU is an upper bound.
 """
 
 import time
+from collections import Counter
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from ppe_lora.corpus.importers import read_import
+from ppe_lora.corpus.rows import read_rows, split_path
+from ppe_lora.errors import ModelError
 from ppe_lora.recipe.schema import GenerateSource, Recipe, SplitName
+from ppe_lora.student.base import resolve_tokenizer
+from ppe_lora.student.encode import encode_rows
 from ppe_lora.student.machine import GB, Size, bfloat16_supported, model_size
+from ppe_lora.student.row_tokens import RowTokens, assumed_tokens, counted_tokens
+from ppe_lora.student.tokenizer import load_tokenizer
 
-INSTRUCTION_TOKENS, REQUEST_TOKENS, ANSWER_TOKENS = 60, 64, 48
-_BRANCH_TOKENS, _ALONE_TOKENS = 10, 5
 _GPU_UTILIZATION, _CPU_UTILIZATION = 0.4, 0.6
 _UNPACKED_BYTES = 2.5  # 0.5 read and 2 written
 _WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.52}  # NF4: 4 bits and 0.127 for the doubly quantized scales (arXiv 2305.14314)
@@ -40,6 +46,10 @@ _CPU_ROWS = 8  # the longest packs tried there; 0.76 of the time of packs of 2 (
 _FILLED = 0.8  # share of the free memory that `auto` fills: rows differ in length, and the need is an estimate
 
 
+_SAMPLED_ROWS = 500
+_TRAINED_ON: tuple[SplitName, ...] = ("train", "valid")
+
+
 class Card(NamedTuple):
     """A device: memory in bytes, dense bfloat16 FLOP/s, memory bandwidth in bytes/s."""
 
@@ -48,6 +58,8 @@ class Card(NamedTuple):
     flops: float
     bandwidth: float
     is_gpu: bool = True
+    exact_flops: float | None = None
+    """Where products of whole float32 are slower than what `train.matmul` asks for: their FLOP/s, for evaluation."""
 
 
 CARDS = (
@@ -97,7 +109,16 @@ class Estimate(NamedTuple):
         return fit(self.need.total, self.card.memory)
 
 
-def fitting_rows(recipe: Recipe, size: Size, free: float, *, on_gpu: bool, bfloat16: bool, processes: int = 1) -> int:
+def fitting_rows(
+    recipe: Recipe,
+    size: Size,
+    free: float,
+    *,
+    on_gpu: bool,
+    bfloat16: bool,
+    processes: int = 1,
+    tokens: RowTokens | None = None,
+) -> int:
     """Rows per micro step: the recipe's number, or for `auto` the largest power of two that divides the rows of a step
     and process and whose training needs at most 0.8 of the free memory; 1 if none does, and at most 8 on a CPU.
 
@@ -108,19 +129,23 @@ def fitting_rows(recipe: Recipe, size: Size, free: float, *, on_gpu: bool, bfloa
         on_gpu: Whether it runs on a GPU.
         bfloat16: Whether the device computes in bfloat16.
         processes: Among which the rows of a step are divided.
+        tokens: Of a row; assumed by default.
     """
     given = recipe.train.rows_per_micro_step
     if given != "auto":
         return given
     rows, own = 1, recipe.train.rows_per_step // processes
     while own % (2 * rows) == 0 and (on_gpu or rows < _CPU_ROWS):
-        if need_bytes(recipe, size, rows=2 * rows, on_gpu=on_gpu, bfloat16=bfloat16).total > _FILLED * free:
+        need = need_bytes(recipe, size, rows=2 * rows, on_gpu=on_gpu, bfloat16=bfloat16, tokens=tokens)
+        if need.total > _FILLED * free:
             break
         rows *= 2
     return rows
 
 
-def need_bytes(recipe: Recipe, size: Size, *, rows: int, on_gpu: bool, bfloat16: bool) -> Need:
+def need_bytes(
+    recipe: Recipe, size: Size, *, rows: int, on_gpu: bool, bfloat16: bool, tokens: RowTokens | None = None
+) -> Need:
     """Peak memory of a training.
 
         weights      linear parameters x (2 bfloat16 | 4 float32 | 1 int8 | 0.52 nf4), embeddings x (2 | 4)
@@ -134,12 +159,13 @@ def need_bytes(recipe: Recipe, size: Size, *, rows: int, on_gpu: bool, bfloat16:
         rows: Per micro step.
         on_gpu: Whether it runs on a GPU.
         bfloat16: Whether the device computes in bfloat16.
+        tokens: Of a row; assumed by default.
     """
-    student = recipe.student
+    student, tokens = recipe.student, tokens or assumed_tokens(recipe)
     wide = 4 if student.dtype == "float32" or (student.dtype == "auto" and not bfloat16) else 2
     linear = size.parameters - size.embeddings
-    tokens = rows * min(_row_tokens(recipe, rows), student.max_tokens)
-    activations = tokens * _ACTIVATION_BYTES * (wide / 2) * (size.parameters / 7.25e9) ** (2 / 3)
+    at_once = rows * (tokens.high(rows) + _trained_slots(recipe, tokens))
+    activations = at_once * _ACTIVATION_BYTES * (wide / 2) * (size.parameters / 7.25e9) ** (2 / 3)
     return Need(
         linear * _WEIGHT_BYTES.get(student.quantization, wide) + size.embeddings * wide,
         student.lora.rank * _ADAPTER_SHARE * linear * 16,
@@ -148,7 +174,9 @@ def need_bytes(recipe: Recipe, size: Size, *, rows: int, on_gpu: bool, bfloat16:
     )
 
 
-def estimate(recipe: Recipe, size: Size, card: Card, *, train_rows: int, valid_rows: int) -> Estimate:
+def estimate(
+    recipe: Recipe, size: Size, card: Card, *, train_rows: int, valid_rows: int, tokens: RowTokens | None = None
+) -> Estimate:
     """Memory, speed and time of a whole run: all epochs, each with its evaluation.
 
     Args:
@@ -157,52 +185,107 @@ def estimate(recipe: Recipe, size: Size, card: Card, *, train_rows: int, valid_r
         card: Where it runs.
         train_rows: Rows of an epoch.
         valid_rows: Rows decoded after each.
+        tokens: Of a row; assumed by default.
     """
-    rows = fitting_rows(recipe, size, card.memory, on_gpu=card.is_gpu, bfloat16=card.is_gpu)
+    tokens = tokens or assumed_tokens(recipe)
+    bfloat16 = card.is_gpu
+    rows = fitting_rows(recipe, size, card.memory, on_gpu=card.is_gpu, bfloat16=bfloat16, tokens=tokens)
     linear = size.parameters - size.embeddings
-    speed = card.flops * (_GPU_UTILIZATION if card.is_gpu else _CPU_UTILIZATION)
+    used = _GPU_UTILIZATION if card.is_gpu else _CPU_UTILIZATION
     passes_per_token = 6 if recipe.train.gradient_checkpointing else 4
     unpacking = _UNPACKED_BYTES * linear / card.bandwidth if recipe.student.quantization != "none" else 0.0
-    step_s = _row_tokens(recipe, rows) * passes_per_token * linear / speed
+    step_s = (tokens.mean(rows) + _trained_slots(recipe, tokens)) * passes_per_token * linear / (card.flops * used)
     step_s += unpacking * passes_per_token / 2 / rows
-    scored = REQUEST_TOKENS + 2 * ANSWER_TOKENS + _slot_tokens(recipe)
-    row_s = scored * 2 * linear / speed + unpacking * 9 / recipe.evaluate.batch_rows
+    scored = tokens.request + 2 * tokens.answer + tokens.slots
+    row_s = scored * 2 * linear / ((card.exact_flops or card.flops) * used)
+    row_s += unpacking * 9 / recipe.evaluate.batch_rows
     epochs = recipe.train.epochs
-    need = need_bytes(recipe, size, rows=rows, on_gpu=card.is_gpu, bfloat16=card.is_gpu)
+    need = need_bytes(recipe, size, rows=rows, on_gpu=card.is_gpu, bfloat16=bfloat16, tokens=tokens)
     return Estimate(card, need, 1 / step_s, epochs * train_rows * step_s, epochs * valid_rows * row_s)
 
 
-def expected_rows(recipe: Recipe) -> tuple[int, int] | None:
-    """Training and validation rows that a recipe asks for, before its filters; None for an import of unknown size."""
-    split = recipe.data.split
-    source = recipe.data.source
-    asked = source.rows if isinstance(source, GenerateSource) else None
-    counts = []
-    shares: tuple[tuple[SplitName, float], ...] = (("train", 1 - split.valid - split.test), ("valid", split.valid))
-    for name, share in shares:
-        most = split.max_rows.get(name)
-        if asked is None and most is None:
-            return None
-        counts.append(min(value for value in (most, asked and round(asked * share)) if value is not None))
-    return counts[0], counts[1]
+class Data(NamedTuple):
+    """What is known of a recipe's rows."""
+
+    train_rows: int
+    valid_rows: int
+    tokens: RowTokens
+    known_from: str
+    """Where the numbers are from, in words."""
 
 
-def this_machine() -> Card:
+def expected_data(recipe: Recipe, data_dir: Path) -> Data:
+    """Rows and their tokens: counted in the data set where it has been built, else rows by what the recipe asks for or
+    imports, before any filter, and tokens by assumption.
+
+    Raises:
+        DataError: The data set or an imported file cannot be read.
+    """
+    if (data_dir / "manifest.json").is_file():
+        rows = {name: read_rows(split_path(data_dir, name), recipe.task) for name in _TRAINED_ON}
+        counts = [len(some) for some in rows.values()]
+        try:
+            tokenizer = load_tokenizer(resolve_tokenizer(recipe.student))
+            sample = rows["train"][:: max(1, counts[0] // _SAMPLED_ROWS)]
+            encoded = encode_rows(sample, recipe.task, tokenizer, recipe.student.max_tokens).encoded
+        except ModelError as error:
+            told = f"rows counted in {data_dir}; tokens assumed: {error}"
+            return Data(counts[0], counts[1], assumed_tokens(recipe), told)
+        if encoded:
+            told = f"rows counted in {data_dir}, tokens in {len(encoded)} of them"
+            return Data(counts[0], counts[1], counted_tokens(recipe, encoded), told)
+    train, valid = _asked_rows(recipe)
+    told = f"{data_dir} is not built: rows by the recipe, before any filter, and tokens of a row assumed"
+    return Data(train, valid, assumed_tokens(recipe), told)
+
+
+def _asked_rows(recipe: Recipe) -> tuple[int, int]:
+    split, source = recipe.data.split, recipe.data.source
+    shares: dict[SplitName, float] = {"train": 1 - split.valid - split.test, "valid": split.valid}
+    if isinstance(source, GenerateSource):
+        counts = {name: round(source.rows * share) for name, share in shares.items()}
+    else:
+        imported = read_import(source, recipe.task, "data.source")
+        official = Counter(imported.splits or ())
+        counts = {
+            name: official[name] if imported.splits else round(len(imported.rows) * share)
+            for name, share in shares.items()
+        }
+    train, valid = (min(counts[name], split.max_rows.get(name, counts[name])) for name in _TRAINED_ON)
+    return train, valid
+
+
+def this_machine(matmul: str = "highest") -> Card:
     """The first GPU with the speed of its kind (of an A100 where the kind is not among `CARDS`; the name says so), or
-    this CPU with the FLOP/s that a matrix product reaches now (takes a second)."""
+    this CPU with the FLOP/s that matrix products reach (takes a second).
+
+    Args:
+        matmul: Their precision in training (recipe key `train.matmul`): bfloat16 is up to ten times faster on a CPU.
+    """
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         known = next((card for card in CARDS if _kind(card.name) in properties.name), None)
         name = properties.name if known else f"{properties.name} (speed of an A100)"
         return (known or CARDS[2])._replace(name=name, memory=float(properties.total_memory))
-    factor = torch.ones(1024, 1024)
-    factor @ factor
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < 0.5:
+    memory, exact = float(psutil.virtual_memory().available), _cpu_flops("highest")
+    return Card("this CPU", memory, _cpu_flops(matmul), 20e9, is_gpu=False, exact_flops=exact)
+
+
+def _cpu_flops(matmul: str) -> float:
+    """FLOP/s of the fastest of many products: what else runs slows most of them down, and is gone when it ends."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(matmul)
+    try:
+        factor = torch.ones(1024, 1024)
         factor @ factor
-        count += 1
-    flops = count * 2 * 1024**3 / (time.perf_counter() - started)
-    return Card("this CPU", float(psutil.virtual_memory().available), flops, 20e9, is_gpu=False)
+        fastest, until = float("inf"), time.perf_counter() + 0.5
+        while time.perf_counter() < until:
+            started = time.perf_counter()
+            factor @ factor
+            fastest = min(fastest, time.perf_counter() - started)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return 2 * 1024**3 / fastest
 
 
 def _kind(name: str) -> str:
@@ -237,13 +320,5 @@ def free_bytes(device: torch.device) -> float:
     return float(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
-def _row_tokens(recipe: Recipe, rows: int) -> float:
-    shared = INSTRUCTION_TOKENS / rows
-    objective = recipe.train.objective
-    slots = _slot_tokens(recipe) if objective.reads_numbers else 0
-    return shared + REQUEST_TOKENS + ANSWER_TOKENS + slots
-
-
-def _slot_tokens(recipe: Recipe) -> int:
-    alone = _ALONE_TOKENS if recipe.train.objective.slots == "request" else 0
-    return len(recipe.task.keys) * (_BRANCH_TOKENS + alone)
+def _trained_slots(recipe: Recipe, tokens: RowTokens) -> float:
+    return tokens.slots if recipe.train.objective.reads_numbers else 0

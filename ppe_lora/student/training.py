@@ -44,6 +44,7 @@ from ppe_lora.student.measured import peak_memory_bytes, rows_per_s
 from ppe_lora.student.outputs import unembedding_of
 from ppe_lora.student.preflight import Preflight, look_ahead
 from ppe_lora.student.processes import processes
+from ppe_lora.student.row_tokens import counted_tokens
 from ppe_lora.student.trainer import PpeTrainer, sft_config
 from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import ScoresTask
@@ -177,7 +178,7 @@ def _has_begun(run_dir: Path) -> bool:
 def _run(recipe: Recipe, ready: Preflight, run_dir: Path) -> dict[str, Any]:
     state = processes()
     base = resolve_base(recipe.student)
-    rows_per_micro_step = _rows_per_micro_step(recipe, base, run_dir)
+    rows_per_micro_step = _rows_per_micro_step(recipe, base, run_dir, ready.splits["train"])
     config = sft_config(recipe, run_dir, state.num_processes, rows_per_micro_step)
     tokenizer, trie = ready.tokenizer, ready.trie
     train_split, valid_split = ready.splits["train"], ready.splits["valid"]
@@ -272,7 +273,7 @@ def _teaching_heads(model: PeftModel, split: EncodedSplit, recipe: Recipe, folde
     return TeachingHeads.load(folder)
 
 
-def _rows_per_micro_step(recipe: Recipe, base: Path, run_dir: Path) -> int:
+def _rows_per_micro_step(recipe: Recipe, base: Path, run_dir: Path, split: EncodedSplit) -> int:
     """The recipe's number, or what its `auto` was when the run began: with another one, a resumed run would differ by
     rounding. Where that does not divide the rows of a step, as there are more processes now, it is found anew."""
     if recipe.train.rows_per_micro_step != "auto":
@@ -289,6 +290,7 @@ def _rows_per_micro_step(recipe: Recipe, base: Path, run_dir: Path) -> int:
             on_gpu=state.device.type == "cuda",
             bfloat16=bfloat16_supported(state.device),
             processes=state.num_processes,
+            tokens=counted_tokens(recipe, split.encoded),
         )
         write_json(file, {"rows": rows})
         console.print(f"train.rows_per_micro_step: auto is {rows} here")

@@ -1,27 +1,35 @@
 """`ppe-lora doctor`: what the machine can do, and whether a recipe fits."""
 
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
 from ppe_lora import __version__
 from ppe_lora.console import console
+from ppe_lora.corpus.rows import read_rows, split_path
 from ppe_lora.errors import EngineError
 from ppe_lora.evaluation import baselines
 from ppe_lora.export.onnx import write_onnx
 from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Data, Lora, Objective, Recipe, Student, Train
 from ppe_lora.student import estimate as estimates
-from ppe_lora.student.estimate import CARDS, Card, estimate, expected_rows, fit, fit_here, fitting_rows, need_bytes
+from ppe_lora.student.encode import EncodedRow, encode_rows
+from ppe_lora.student.estimate import CARDS, Card, estimate, expected_data, fit, fit_here, fitting_rows, need_bytes
 from ppe_lora.student.machine import Size, describe_machine, model_size, quantization_problem
+from ppe_lora.student.row_tokens import RowTokens, answer_tokens, branch_tokens, counted_tokens
+from ppe_lora.student.tokenizer import load_tokenizer
+from ppe_lora.tasks.scores import ScoresTask
 from tests.command import ppe_lora
-from tests.runs import make_data, make_recipe
+from tests.runs import TASK, make_data, make_recipe, make_rows
 from tests.tiny import tiny_llama, tiny_mistral3
 
 
@@ -253,5 +261,92 @@ def test_a_gpu_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch, found: str,
     assert (card.name, card.flops, card.memory) == (named, flops, 50e9)
 
 
-def test_rows_a_recipe_asks_for() -> None:
-    assert expected_rows(_recipe("x")) == (800, 100)
+@pytest.mark.parametrize(
+    ("task", "branches", "answer"),
+    [
+        (ScoresTask(), 10, 16 + 18 + 12 + 2),
+        (ScoresTask(high=1000), 100, 16 + 18 + 18 + 2),
+        (ScoresTask(decimals=1), 200, 16 + 18 + 24 + 2),
+        (ScoresTask(keys=tuple(f"k{number}" for number in range(60))), 10, 60 + 180 + 115 + 2),
+        (ScoresTask(keys=("a",), low=1, high=5), 0, 1 + 3 + 1 + 2),
+    ],
+    ids=["usual", "to a thousand", "a decimal", "sixty keys", "one to five"],
+)
+def test_tokens_are_counted_from_the_task(task: ScoresTask, branches: int, answer: int) -> None:
+    """Ten branches a score and 48 tokens an answer were assumed of every task: 46 GB were needed of 16 believed."""
+    assert (branch_tokens(task), answer_tokens(task)) == (branches, answer)
+
+
+def test_memory_grows_with_the_task() -> None:
+    """A step of 16 rows of 6 scores: 10 branches each of whole numbers to 100, 100 to 1000."""
+    numbers = Train(rows_per_micro_step=16, objective=Objective(raft=1.0))
+    recipe, size = _recipe("x", numbers), Size(7.25e9, 0.27e9)
+    wide = recipe.model_copy(update={"task": ScoresTask(high=1000)})
+    token = 6.7 * 2**20  # of a 7B in bfloat16
+    need, wider = (need_bytes(one, size, rows=16, on_gpu=True, bfloat16=True) for one in (recipe, wide))
+    assert need.activations == pytest.approx((60 + 16 * (64 + 48 + 60)) * token)
+    assert wider.activations == pytest.approx((60 + 16 * (64 + 54 + 600)) * token)
+    free = need.total / 0.8 * 1.001
+    auto = {"train": Train(rows_per_step=16, objective=Objective(raft=1.0))}
+    assert fitting_rows(recipe.model_copy(update=auto), size, free, on_gpu=True, bfloat16=True) == 16
+    assert fitting_rows(wide.model_copy(update=auto), size, free, on_gpu=True, bfloat16=True) == 2
+
+
+def test_tokens_are_counted_in_the_rows_there_are() -> None:
+    """Three rows of an instruction of 5 tokens, requests of 1, 2 and 9, answers of 4."""
+    rows = [EncodedRow(str(own), [1] * (5 + own), [2] * 4, shared=5) for own in (1, 2, 9)]
+    found = counted_tokens(_recipe("x"), rows)
+    assert found == RowTokens(5, 4, 4, 60, pytest.approx(np.std([5, 6, 13])), 13)
+    assert found.mean(2) == 5 / 2 + 8
+    assert found.high(1) == 5 + 13  # the longest row
+    assert found.high(100) == pytest.approx(5 / 100 + 8 + 3 * found.spread / 10)
+
+
+def test_rows_of_a_recipe_are_counted_where_they_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`estimate` asked for --rows though the data set was there, and beside it the file to import."""
+    monkeypatch.chdir(tmp_path)
+    asked = expected_data(_recipe("x"), Path("data/d"))
+    assert (asked.train_rows, asked.valid_rows) == (800, 100)
+    model = tiny_llama(tmp_path / "model")
+    lines = [json.dumps({"id": row.id, "text": row.request, **row.target}) for row in make_rows(30, seed=1)]
+    Path("mine.jsonl").write_text("\n".join(lines) + "\n")
+    source = "kind: import, source_dir: ., files: {f: {path: mine.jsonl}}, request: f.text, target: {a: f.a, b: f.b}"
+    recipe = make_recipe(tmp_path, model, "track: {}")
+    text = recipe.read_text().replace("data: {name: d}", f"data: {{name: d, source: {{{source}}}}}")
+    recipe.write_text(text)
+    found = expected_data(load_recipe(recipe), Path("data/d"))
+    assert (found.train_rows, found.valid_rows) == (24, 3)
+    assert found.known_from.startswith("data/d is not built: ")
+
+    make_data(Path("data/d"), train=40, valid=7)
+    found = expected_data(load_recipe(recipe), Path("data/d"))
+    assert (found.train_rows, found.valid_rows) == (40, 7)
+    assert found.known_from == "rows counted in data/d, tokens in 40 of them"
+    rows = encode_rows(read_rows(split_path(Path("data/d"), "train"), TASK), TASK, load_tokenizer(model), 512).encoded
+    assert found.tokens == counted_tokens(load_recipe(recipe), rows)
+    assert ppe_lora("estimate", str(recipe)) == 0
+    printed = capsys.readouterr().out
+    assert "run: 40 rows" in printed
+    assert "rows counted in data/d, tokens in 40 of them: " in printed
+    shutil.rmtree(model)
+    told = expected_data(load_recipe(recipe), Path("data/d")).known_from
+    assert told.startswith("rows counted in data/d; tokens assumed: student.model: expected an existing folder")
+
+
+def test_the_speed_of_a_cpu_is_that_of_the_products_it_will_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4.1 hours were told of a training that took 43 minutes: bfloat16 products were measured as float32 ones, and
+    slowed by what ran beside."""
+    speeds = {"highest": 1e10, "medium": 9e10}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(estimates, "_cpu_flops", speeds.__getitem__)
+    card = estimates.this_machine("medium")
+    assert (card.flops, card.exact_flops) == (9e10, 1e10)
+    recipe, size = _recipe("x", Train(rows_per_micro_step=8)), Size(1.2e9, 0.1e9)
+    fast, slow = (
+        estimate(recipe, size, estimates.this_machine(name), train_rows=9, valid_rows=9)
+        for name in ("medium", "highest")
+    )
+    assert slow.training_s / fast.training_s == pytest.approx(9)
+    assert slow.evaluation_s == fast.evaluation_s  # evaluations are always in whole float32

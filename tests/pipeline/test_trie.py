@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from ppe_lora.errors import ModelError
+from ppe_lora.student.row_tokens import branch_tokens
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
 from ppe_lora.tasks.scores import ScoresTask
@@ -38,7 +39,14 @@ def test_a_task_with_decimals_and_negative_values(tmp_path):
     tokenizer = load_tokenizer(tiny_mistral(tmp_path / "model", "v3"))
     trie = build_trie(task, tokenizer)
     assert len(trie.values) == len(set(trie.paths)) == 101
+    assert len(trie.branches) == branch_tokens(task) == 21
     assert trie.completion([-5.0, 0.3]) == tokenizer.completion_ids(task.messages("x", "en"), '{"a":-5.0,"b":0.3}')
+
+
+@pytest.mark.parametrize("task", [TASK, ScoresTask(keys=("a",), high=1000), ScoresTask(keys=("a",), low=1, high=5)])
+def test_the_branches_are_those_that_memory_is_estimated_from(tmp_path, task):
+    trie = build_trie(task, load_tokenizer(tiny_llama(tmp_path / "model")))
+    assert len(trie.branches) == branch_tokens(task)
 
 
 @pytest.mark.parametrize("token", ["7,", '"b":7'])

@@ -294,6 +294,15 @@ def serve(
     requests_per_minute: Annotated[
         int | None, typer.Option(min=1, help="Limit of one client address; others get 429.", show_default=False)
     ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A proxy in front, such as 127.0.0.1 or 10.0.0.0/8, whose X-Forwarded-For names the client; nobody "
+            "else's is read. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Answer requests over HTTP, with a page to try it at /."""
     from ppe_lora import pipeline
@@ -312,6 +321,7 @@ def serve(
         answer_timeout_s=answer_timeout,
         drain_s=drain,
         requests_per_minute=requests_per_minute,
+        trusted_proxies=tuple(trusted_proxy or ()),
     )
     pipeline.serve([source, *(model or ())], settings)
 

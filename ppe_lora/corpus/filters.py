@@ -103,6 +103,8 @@ def detect_language(text: str) -> str:
 
 def is_japanese(text: str) -> bool:
     """Whether a request is Japanese rather than of another language; cheap, and all that a server needs to know."""
+    if text.isascii():
+        return False
     kana = any("ぁ" <= c <= "ヿ" and c not in "・ー" for c in text)
     ideographs = sum("一" <= c <= "鿿" for c in text)
     return kana or ideographs > sum(c.isascii() and c.isalpha() for c in text)

@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse
 from ppe_lora import __version__
 from ppe_lora.cells import shorten
 from ppe_lora.evaluation.calibration import COVERAGE
+from ppe_lora.serving.aside import aside
 from ppe_lora.serving.backend import ApiError, Ask, Reply
 from ppe_lora.serving.bodies import StrictRoute
 from ppe_lora.serving.failures import log_failure
@@ -83,7 +84,8 @@ def interpreter_routes(service: Service) -> APIRouter:
     @routes.post("/interpreter/batch")
     async def interpret_batch(body: BatchRequest) -> BatchResponse:
         """Answer several requests, decoded together. All are answered, or none."""
-        replies, model, latency_ms = await service.answer(body.model, [_ask(one) for one in body.requests])
+        asks = await aside(lambda: list(map(_ask, body.requests)))
+        replies, model, latency_ms = await service.answer(body.model, asks)
         return BatchResponse(results=[_response(reply, model, latency_ms) for reply in replies], latency_ms=latency_ms)
 
     @routes.get("/models")

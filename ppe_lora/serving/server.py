@@ -1,6 +1,7 @@
 """The process: one address, the models, uvicorn, and an end in which nobody is cut off."""
 
-import os
+import gc
+import ipaddress
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import uvicorn
 
 from ppe_lora.console import console
 from ppe_lora.errors import ServeError
+from ppe_lora.network import read_key
 from ppe_lora.recipe.track import is_weave_project
 from ppe_lora.serving.app import create_api
 from ppe_lora.serving.backend import Backend
@@ -33,7 +35,7 @@ def serve(sources: Sequence[str], settings: Settings) -> None:
     Raises:
         PpeError: The address is taken or unsafe, or a model cannot be served.
     """
-    api_key = os.environ.get(API_KEY_VARIABLE, "").strip() or None
+    api_key = read_key(API_KEY_VARIABLE, "this server") or None
     if not settings.is_loopback and api_key is None:
         raise ServeError(
             f"--host {settings.host}: expected an API key in {API_KEY_VARIABLE} for an address that others can reach; "
@@ -41,11 +43,14 @@ def serve(sources: Sequence[str], settings: Settings) -> None:
         )
     if settings.trace is not None and not is_weave_project(settings.trace):
         raise ServeError(f"--trace: expected entity/project, for example my-team/ppe; got {settings.trace!r}")
+    for proxy in settings.trusted_proxies:
+        _check_network(proxy)
     named = name_models([parse_source(source) for source in sources], settings)
     listener = listen(settings)  # before the models: a port that is taken should not cost their loading
     try:
         metrics = Metrics()
         models = open_models(named, settings, lambda model, rows: metrics.batches.labels(model).observe(rows))
+        gc.freeze()  # models stay: looking through them for garbage would hold up everybody
         gate = build_app(models, settings, metrics, api_key)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -53,6 +58,15 @@ def serve(sources: Sequence[str], settings: Settings) -> None:
         make_server(gate, listener, settings, lambda: console.print(said, markup=False)).run([listener])
     finally:
         listener.close()
+
+
+def _check_network(proxy: str) -> None:
+    try:
+        ipaddress.ip_network(proxy)
+    except ValueError:
+        raise ServeError(
+            f"--trusted-proxy: expected an address or a network, such as 127.0.0.1 or 10.0.0.0/8; got {proxy!r}"
+        ) from None
 
 
 def build_app(models: dict[str, Backend], settings: Settings, metrics: Metrics, api_key: str | None = None) -> Gate:

@@ -1,15 +1,19 @@
 """A second model that answers the same requests, for the log only: how would it have done?"""
 
 import asyncio
+import errno
 import json
+import logging
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TextIO
 
 from ppe_lora.locks import holding
 from ppe_lora.private import keep_file_out_of_git, opener
 from ppe_lora.serving.backend import ApiError, Ask, Backend, Reply
+from ppe_lora.serving.failures import log_failure
+
+logger = logging.getLogger(__name__)
 
 
 class Shadow:
@@ -31,7 +35,9 @@ class Shadow:
         self._backend = backend
         self._open = ExitStack()
         self._open.enter_context(holding(path, "name another file with --shadow-log"))
-        self._log: TextIO = self._open.enter_context(open(path, "a", encoding="utf-8", opener=opener))  # noqa: SIM115
+        # Unbuffered: what a full disk does not take is gone, and not tried again at every line.
+        self._log = self._open.enter_context(open(path, "ab", buffering=0, opener=opener))  # noqa: SIM115
+        self._torn = False
         keep_file_out_of_git(path)
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -49,7 +55,8 @@ class Shadow:
         except ApiError as error:
             problem = error.message
         except Exception as error:
-            problem = repr(error)
+            problem = f"failure {log_failure('the shadow model', error)} of the log"
+        lines = []
         for index, (ask, reply) in enumerate(zip(asks, replies, strict=True)):
             line = {
                 "time": round(time.time(), 3),
@@ -59,8 +66,21 @@ class Shadow:
                 "answers": {answered_by: reply.parameters, self.name: own[index].parameters if own else None},
                 "problem": problem,
             }
-            self._log.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._log.flush()
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        self._write("".join(lines).encode())
+
+    def _write(self, text: bytes) -> None:
+        try:
+            whole = b"\n" + text if self._torn else text
+            if (written := self._log.write(whole)) < len(whole):
+                raise OSError(errno.ENOSPC, f"{written} of {len(whole)} bytes were written")
+            self._torn = False
+        except OSError as error:
+            if not self._torn:
+                logger.warning(
+                    "shadow's log: expected room; got: %s; comparisons are lost until there is", error.strerror
+                )
+            self._torn = True
 
     async def close(self) -> None:
         """Wait for the comparisons under way and close the log."""

@@ -191,6 +191,20 @@ def test_the_shadow_model_only_watches(tmp_path):
     assert lines[0]["request"] == REQUEST["request"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_costs_comparisons_and_says_so_once(tmp_path, caplog, monkeypatch):
+    """It ended each comparison in a traceback, and the server's end, too."""
+    full = lambda *_, **__: Path("/dev/full").open("ab", buffering=0)  # noqa: E731, SIM115
+    monkeypatch.setattr("ppe_lora.serving.shadow.open", full, raising=False)
+    shadow = {"shadow": "s", "shadow_log": str(tmp_path / "shadow.jsonl")}
+    with serving({"m": Scripted(), "s": Scripted()}, **shadow) as running, running.client() as client:
+        for _ in range(3):
+            assert client.post("/api/interpreter", json=REQUEST).status_code == 200
+    assert [record.getMessage() for record in caplog.records] == [
+        "shadow's log: expected room; got: No space left on device; comparisons are lost until there is"
+    ]
+
+
 def test_health_readiness_and_metrics():
     backend = Scripted()
     with serving({"m": backend}) as running, running.client() as client:
@@ -228,10 +242,14 @@ BAD_STARTS = {
     "shadow": (["{run}", "--shadow", "x"], "--shadow: expected one of run; got 'x'"),
     "its own shadow": (["{run}", "--shadow", "run"], "--shadow: expected another model than the default one"),
     "no log": (
-        ["{run}", "--model", "x={run}", "--shadow", "x", "--shadow-log", "no/where"],
-        "--shadow-log: expected a file that can be written; got no/where: No such file or directory",
+        ["{run}", "--model", "x={run}", "--shadow", "x", "--shadow-log", "{run}/best"],
+        "/best: Is a directory",
     ),
     "open to all": (["{run}", "--host", "0.0.0.0"], "expected an API key in PPE_LORA_API_KEY"),
+    "no proxy": (
+        ["{run}", "--trusted-proxy", "*"],
+        "--trusted-proxy: expected an address or a network, such as 127.0.0.1 or 10.0.0.0/8; got '*'",
+    ),
     "port taken": (["{run}", "--port", "{taken}"], "expected a free address of this machine; got: Address already in"),
     "no engine": (["{run}@http://127.0.0.1:9/v1"], "start a server, for example `vllm serve run --port 9`"),
 }

@@ -116,9 +116,10 @@ def test_half_of_the_descriptors_are_for_clients(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_longest_waiting_client_makes_room_and_never_one_that_is_being_answered() -> None:
-    with serving({"m": Scripted(seconds=1.0)}, max_connections=8) as running:
+    backend = Scripted(seconds=1.0)
+    with serving({"m": backend}, max_connections=8) as running:
         busy = connect(running, WHOLE)
-        wait_for(lambda: running.gate.running == 1)
+        wait_for(lambda: bool(backend.asked))
         idle = [connect(running) for _ in range(7)]
         for _ in range(3):
             assert b"200 OK" in answer_to(running, b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")
@@ -133,9 +134,10 @@ def test_the_longest_waiting_client_makes_room_and_never_one_that_is_being_answe
 
 def test_where_everybody_is_being_answered_the_next_one_is_turned_away_at_once() -> None:
     """Left in the queue of the system, it would wake the event loop without end."""
-    with serving({"m": Scripted(seconds=1.0)}, max_connections=2) as running:
+    backend = Scripted(seconds=1.0)
+    with serving({"m": backend}, max_connections=2) as running:
         busy = [connect(running, WHOLE) for _ in range(2)]
-        wait_for(lambda: running.gate.running == 2)
+        wait_for(lambda: len(backend.asked) == 2)
         began = time.monotonic()
         with connect(running) as late, contextlib.suppress(ConnectionResetError):
             assert late.recv(1) == b""
@@ -326,9 +328,10 @@ def test_the_end_does_not_wait_for_clients_that_do_not_read() -> None:
 
 def test_what_is_not_answered_at_the_end_of_the_drain_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
     """Each request that was still running ended in a traceback and half an answer."""
-    with serving({"m": Scripted(seconds=60.0)}, drain_s=0.2) as running:
+    backend = Scripted(seconds=60.0)
+    with serving({"m": backend}, drain_s=0.2) as running:
         client = connect(running, WHOLE)
-        wait_for(lambda: running.gate.running == 1)
+        wait_for(lambda: bool(backend.asked))
     answer = client.makefile("rb").read()
     client.close()
     assert answer.startswith(b"HTTP/1.1 503")

@@ -1,6 +1,8 @@
 """`ppe-lora serve FOLDER@URL`: behind vLLM's interface a model answers as the same folder does in our own process."""
 
+import asyncio
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,10 @@ from ppe_lora.artifacts import write_json
 from ppe_lora.errors import ModelError
 from ppe_lora.export.contract import read_contract, write_contract
 from ppe_lora.export.parity import copy_certificate
-from tests.runs import make_rows
+from ppe_lora.serving.backend import Ask, Reply
+from ppe_lora.serving.elsewhere import Elsewhere
+from tests.garbage_server import COMMON, Garbage, GarbageServer
+from tests.runs import TASK, make_rows
 from tests.serving import Scripted, serving
 from tests.teacher_servers import OpenAIServer, serve
 
@@ -147,3 +152,73 @@ def test_an_engine_that_fails_while_it_serves_is_no_bug_of_ours(served_run: Path
 def test_an_exported_adapter_alone_has_no_tokenizer(served_run: Path, engine: str) -> None:
     with pytest.raises(Exception, match="expected the model's tokenizer; got none; name the run, or its merged/"):
         serving(f"m={served_run / 'adapter'}@{engine}").__enter__()
+
+
+ENGINES = {
+    "vllm": "/v1/completions",
+    "llamacpp": "/completion",
+    "library": "/v1/chat/completions",  # Ollama, which gives text only
+}
+WRONG = {
+    "no choice": Garbage(lambda path, body: {"choices": []}),
+    "null": Garbage(lambda path, body: {"choices": None, "completion_probabilities": None}),
+    "NaN": Garbage(b'{"choices": [{"index": 0, "logprobs": {"top_logprobs": [{"token_id:5": NaN}]}}]}'),
+    "another text": Garbage(lambda path, body: {"choices": [{"message": {"content": "as you like"}}]}),
+}
+
+
+@pytest.mark.parametrize("owner", ENGINES)
+def test_whatever_an_engine_answers_clients_get_502_or_504(
+    served_run: Path, owner: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Six of seven malformed answers of a vLLM were 500, each with two tracebacks."""
+
+    def right(path: str, body: Any) -> Any:
+        return {"data": [{"id": "run", "owned_by": owner}]} if path == "/v1/models" else {"total_slots": 2}
+
+    engine = GarbageServer(COMMON["no JSON"], right, (ENGINES[owner],))
+    statuses: dict[str, int] = {}
+    with (
+        serve(engine) as url,
+        serving(f"m={served_run}@{url}/v1#run", answer_timeout_s=1.5) as running,
+        running.client() as client,
+    ):
+        for case, garbage in {**COMMON, **WRONG}.items():
+            engine.garbage = garbage
+            response = client.post("/api/interpreter", json={"request": REQUESTS[0]})
+            statuses[case] = response.status_code
+            assert response.json()["error"]["type"] == ("timeout" if response.status_code == 504 else "engine_error")
+    assert statuses == {case: 504 if case == "a byte a second" else 502 for case in [*COMMON, *WRONG]}
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+class Broken(Elsewhere):
+    """A backend with a bug of ours, or a client of an engine that lets an exception through."""
+
+    task = TASK
+    cancelled = 0
+
+    async def _answer(self, ask: Ask) -> Reply:
+        if ask.request == "wait":
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        raise KeyError("total_slots")
+
+    async def close(self) -> None:
+        pass
+
+
+def test_one_broken_answer_is_one_line_of_the_log_and_ends_its_batch(caplog: pytest.LogCaptureFixture) -> None:
+    """The other requests of the batch went on, to an engine that nobody waited for."""
+    backend = Broken(rows=8, timeout_s=20)
+    with serving({"m": backend}) as running, running.client() as client:
+        response = client.post("/api/interpreter/batch", json={"requests": [{"request": one} for one in ("wait", "a")]})
+    assert response.status_code == 502
+    assert backend.cancelled == 1
+    assert backend.waiting == 0
+    (line,) = [record.getMessage() for record in caplog.records]
+    failure = response.json()["error"]["message"].rpartition(" ")[2]
+    assert line.startswith(f"failure {failure}: reading the engine's answer: KeyError: \"'total_slots'\"; at ")

@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 from ppe_lora.artifacts import hash_json, read_json
 from ppe_lora.corpus.rows import SPLITS, Row, read_rows, split_path
 from ppe_lora.errors import DataError
+from ppe_lora.evaluation.metrics import renamed
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import ImportSource, SplitName
 from ppe_lora.recipe.teachers import ScriptedTeacher
 
 _RENAMED = {"epoch": "epoch", "train_loss": "train/epoch_loss", "valid_loss": "valid/loss"}
 """Metrics of an epoch that are not `eval/<name>` in a tracker."""
+
+
+_ERRORS = ("mse_norm", "mae_raw", "r2", "within_tolerance@5")
 
 
 class Files(NamedTuple):
@@ -104,6 +108,7 @@ class RunFolder:
             "student_model": recipe.student.model,
             "dataset_version": self.dataset_version,
             "sampling_seed": recipe.seed,
+            "read_out": recipe.evaluate.read_out,
             "sampling_strategy": strategy,
             "output_format_version": recipe.task.output_format_version,
             **sizes,
@@ -130,14 +135,21 @@ class RunFolder:
         return history
 
     def summary(self) -> dict[str, float]:
-        """What is known at the end: the selected epoch, and `test/<metric>` of its test rows."""
+        """What is known at the end: the selected epoch, and `test/<metric>` of its test rows; once more, as
+        `test/served/<metric>`, the errors of the read-out that is served, by which runs are to be compared."""
         summary = {}
         if (self.run_dir / "manifest.json").is_file():
             summary["selected_epoch"] = read_json(self.run_dir / "manifest.json")["selected_epoch"]
         if (self.run_dir / "test" / "manifest.json").is_file():
             for name, value in read_json(self.run_dir / "test" / "eval_metrics.json").items():
                 summary["test/loss" if name == "valid_loss" else f"test/{name}"] = value
+            summary |= self._served(read_json(self.run_dir / "test" / "eval_metrics.json"))
         return summary
+
+    def _served(self, metrics: dict[str, float]) -> dict[str, float]:
+        read_out = self.recipe.evaluate.read_out
+        names = {name: name if read_out == "greedy" else renamed(name, read_out) for name in _ERRORS}
+        return {f"test/served/{name}": metrics[served] for name, served in names.items() if served in metrics}
 
     def data_files(self) -> Files:
         """The data set: what the run was made from."""

@@ -11,6 +11,7 @@ from weave.evaluation.eval_imperative import EvaluationLogger
 from weave.trace.weave_client import WeaveClient
 
 from ppe_lora.evaluation.metrics import error_metrics, score
+from ppe_lora.recipe.schema import ReadOut
 from ppe_lora.recipe.track import WeaveTrack
 from ppe_lora.tasks.scores import ScoresTask
 from ppe_lora.tracking.run_folder import EvaluatedRows, RunFolder, read_predictions
@@ -36,17 +37,23 @@ def _draw(row: dict[str, Any]) -> float:
     return int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:8], "big") / 2**64
 
 
-def trace_output(prediction: dict[str, Any], task: ScoresTask) -> dict[str, Any]:
-    """What one answered request shows: the answer, the target, how far off it is.
+def served_read_out(prediction: dict[str, Any], read_out: ReadOut) -> str:
+    """The read-out of a prediction that stands for what is served: an epoch's are not corrected yet."""
+    return "posterior_mean" if read_out == "calibrated" and "calibrated" not in prediction else read_out
+
+
+def trace_output(prediction: dict[str, Any], task: ScoresTask, read_out: ReadOut) -> dict[str, Any]:
+    """What one answered request shows: the answer of the read-out that is served, the target, how far off it is.
 
     `error.per_dim` is answer minus target by key in task units, `error.mse` their mean square; both are null for a
     rejected answer. `latency_ms` is null for a request that was decoded in a batch and not timed.
     """
-    parsed, target = prediction["parsed"], prediction["target"]
-    per_dim = None if parsed is None else {key: parsed[key] - target[key] for key in task.keys}
+    served, target = served_read_out(prediction, read_out), prediction["target"]
+    answer = prediction["parsed" if served == "greedy" else served]
+    per_dim = None if answer is None else {key: answer[key] - target[key] for key in task.keys}
     shown = {name: prediction[name] for name in ("posterior_mean", "posterior_sd", "calibrated") if name in prediction}
     return {
-        "model": {"output_raw": prediction["text"], "output_parsed": parsed, **shown},
+        "model": {"output_raw": prediction["text"], "output_parsed": answer, "read_out": served, **shown},
         "target": {"vector": target},
         "error": {
             "per_dim": per_dim,
@@ -89,10 +96,11 @@ def _log(client: WeaveClient, folder: RunFolder, evaluation: EvaluatedRows, pred
     for prediction in predictions:
         about = {**data, **origin, "scenario": list(rows[prediction["id"]].scenario)}
         inputs = {"request_text": prediction["request"], "target": prediction["target"]}
-        with weave.attributes(about), logger.log_prediction(inputs=inputs, output=prediction["parsed"]) as logged:
+        output = trace_output(prediction, task, recipe.evaluate.read_out)
+        answer = output["model"]["output_parsed"]
+        with weave.attributes(about), logger.log_prediction(inputs=inputs, output=answer) as logged:
             for scorer, scores in row_scores(prediction, task).items():
                 logged.log_score(scorer, scores)
-            output = trace_output(prediction, task)
             call = client.create_call(
                 OP, {"input": {"request_text": prediction["request"]}}, logged.predict_call, about, use_stack=False,
                 started_at=ended_at - datetime.timedelta(milliseconds=output["latency_ms"] or 0),

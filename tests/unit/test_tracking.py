@@ -137,6 +137,19 @@ def test_an_unfinished_stage_is_not_shown(tmp_path):
     assert [one.label for one in folder.evaluations()] == ["epoch-001", "epoch-002"]
 
 
+def test_the_summary_has_the_errors_of_what_is_served(tmp_path):
+    """W&B ranks runs by a summary figure: `test/mse_norm` is the greedy text's, whatever a run serves."""
+    run = WrittenRun(tmp_path).all_of_it()
+    recipe = run.recipe.model_copy(
+        update={"evaluate": run.recipe.evaluate.model_copy(update={"read_out": "posterior_mean"})}
+    )
+    summary = RunFolder(recipe, run.data, run.run).summary()
+    assert summary["test/served/mae_raw"] == summary["test/mae_raw_posterior_mean"] == 2.0
+    assert summary["test/mae_raw"] == 5.0
+    greedy = RunFolder(run.recipe, run.data, run.run).summary()
+    assert greedy["test/served/mae_raw"] == 5.0
+
+
 def test_a_data_set_that_has_changed_is_not_sent_as_the_runs_own(tmp_path):
     run = WrittenRun(tmp_path).all_of_it()
     write_manifest(run.data, {}, dataset_version="version-2")

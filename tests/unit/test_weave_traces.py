@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from ppe_lora.tasks.scores import ScoresTask
 from ppe_lora.tracking import weave_send
 from ppe_lora.tracking.follower import Place, launch
 from ppe_lora.tracking.run_folder import RunFolder
-from ppe_lora.tracking.weave_evaluation import OP, traced_rows
+from ppe_lora.tracking.weave_evaluation import OP, trace_output, traced_rows
 from ppe_lora.tracking.weave_traces import WeaveTraces
 from tests.tracked_runs import ROWS, WrittenRun
 from tests.tracker_server import Received, trace_server
@@ -76,6 +77,21 @@ def test_every_evaluated_request_is_a_trace_and_part_of_an_evaluation(tmp_path, 
         "scenario": list(row.scenario),
     }
     assert {name: one["attributes"][name] for name in told} == told
+
+
+def test_a_trace_shows_the_answer_that_is_served():
+    """The greedy text's errors stood in every trace of a run that answers with its corrected mean, and a text that was
+    rejected made an answer of none."""
+    task = ScoresTask(keys=("a", "b"))
+    target = {"a": 10, "b": 20}
+    row = {"target": target, "text": "no answer", "parsed": None, "posterior_mean": {"a": 13, "b": 20}}
+    corrected = row | {"calibrated": {"a": 11, "b": 22}}
+    told = trace_output(corrected, task, "calibrated")
+    assert (told["model"]["read_out"], told["model"]["output_parsed"]) == ("calibrated", {"a": 11, "b": 22})
+    assert told["error"] == {"per_dim": {"a": 1, "b": 2}, "mse": 2.5}
+    of_an_epoch = trace_output(row, task, "calibrated")
+    assert (of_an_epoch["model"]["read_out"], of_an_epoch["error"]["per_dim"]) == ("posterior_mean", {"a": 3, "b": 0})
+    assert trace_output(corrected, task, "greedy")["error"] == {"per_dim": None, "mse": None}
 
 
 def test_an_evaluation_has_our_scores_and_the_same_data_in_every_epoch(tmp_path, online):

@@ -10,7 +10,7 @@ from ppe_lora.evaluation.calibration import LEAST_ROWS, WITHOUT_HEAD, fit_calibr
 from ppe_lora.evaluation.correct import by_key, posterior_means
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.evaluate import EncodedSplit
-from ppe_lora.student.head import FILE, HEAD_ROWS, fit_head, layers_to_try, of_layers, request_states
+from ppe_lora.student.head import FILE, HEAD_ROWS, fit_head, layers_to_try, request_states, rows_to_fit
 from ppe_lora.student.load import StudentModel
 
 CALIBRATION_FILE = "calibration.json"
@@ -48,14 +48,11 @@ def fit_correction(
     head, head_NK = None, None
     if recipe.evaluate.head and len(train.rows) >= HEAD_ROWS:
         layers = layers_to_try(model)
-        batch_rows = recipe.evaluate.batch_rows
-        with progress("reading hidden states", len(train.rows) + len(valid.rows)) as advance:
-            train_NLD, valid_NLD = (
-                request_states(model, split.encoded, layers, batch_rows=batch_rows, advance=advance)
-                for split in (train, valid)
-            )
-        head = fit_head(train_NLD, layers, train_NK)
-        head_NK = head.read(of_layers(valid_NLD, layers, head.layers), task.low, task.high)
+        fitted = rows_to_fit(len(train.rows))
+        with progress("reading hidden states", len(fitted) + len(valid.rows)) as advance:
+            states = partial(request_states, model, batch_rows=recipe.evaluate.batch_rows, advance=advance)
+            head = fit_head(states([train.encoded[row] for row in fitted], layers), layers, train_NK[fitted])
+            head_NK = head.read(states(valid.encoded, head.layers), task.low, task.high)
     found = fit(head_NK)
     stored = found.as_json(task)
     if head is not None and found.uses_head:

@@ -38,8 +38,11 @@ HEAD_ROWS = 50
 """Training rows from which a head is fitted."""
 FOLDS = 5
 """Of training rows: row i is of fold i % FOLDS."""
-_TEACHERS_ROWS = 4000
-"""Most rows that the heads which teach are fitted on: there are many fits, and their time grows with the rows."""
+TEACHING_ROWS = 4000
+"""Most rows that the heads which teach are fitted on, the first ones: there are many fits, and their time grows with
+the rows."""
+_MOST_ROWS = 20_000
+"""Most rows that the head is fitted on: 2.6 GB of states of a 7B. More rows hardly move a linear map."""
 _ALPHAS = tuple(10.0**power for power in np.arange(0.5, 5.5, 0.5))
 _REMEDY = "delete it, and run `ppe-lora evaluate RECIPE`, then `ppe-lora export RECIPE`"
 _TEACHING_REMEDY = "delete it, and continue with `ppe-lora train RECIPE --resume`, which fits the same ones anew"
@@ -137,6 +140,13 @@ class _Ridge(NamedTuple):
     """Leave-one-out squared error, mean over scores, in units of their variances."""
 
 
+def rows_to_fit(count: int) -> list[int]:
+    """Which of the training rows the head is fitted on: all, or evenly spread ones."""
+    if count <= _MOST_ROWS:
+        return list(range(count))
+    return [int(index) for index in np.linspace(0, count - 1, _MOST_ROWS)]
+
+
 def fit_head(states_NLD: np.ndarray, layers: Sequence[int], target_NK: Matrix) -> Head:
     """Fit a ridge regression a layer, and average those of the layers where the leave-one-out error is smallest.
 
@@ -155,11 +165,10 @@ def fit_teaching_heads(states_NLD: np.ndarray, layers: Sequence[int], target_NK:
     """As `fit_head`, once without each fold; only the choice of layers is that of all rows together.
 
     Args:
-        states_NLD: Of the training rows, in order.
+        states_NLD: Of the first training rows, at most `TEACHING_ROWS`, in order.
         layers: Which layers those are.
-        target_NK: Training targets in task units.
+        target_NK: Their targets in task units.
     """
-    states_NLD, target_NK = states_NLD[:_TEACHERS_ROWS], target_NK[:_TEACHERS_ROWS]
     best = [ridge.layer for ridge in _best(_ridges(states_NLD, layers, target_NK))]
     best_NLD = of_layers(states_NLD, layers, best)
     fold_N = np.arange(len(target_NK)) % FOLDS
@@ -182,8 +191,10 @@ def _ridges(states_NLD: np.ndarray, layers: Sequence[int], target_NK: Matrix) ->
     for place, layer in enumerate(layers):
         states_ND = states_NLD[:, place].astype(np.float64)
         center_D, scale_D = states_ND.mean(axis=0), states_ND.std(axis=0) + 1e-6
+        states_ND -= center_D  # in place: these are the largest arrays of a fit
+        states_ND /= scale_D
         wanted = np.concatenate([scaled_NK @ way_KK for way_KK in ways], axis=1)  # fitted together: one decomposition
-        ridge = RidgeCV(alphas=_ALPHAS, alpha_per_target=True).fit((states_ND - center_D) / scale_D, wanted)
+        ridge = RidgeCV(alphas=_ALPHAS, alpha_per_target=True).fit(states_ND, wanted)
         error_WK = -np.reshape(ridge.best_score_, (len(ways), -1))
         chosen = int(error_WK.mean(axis=1).argmin())
         slope_KD = ways[chosen] @ ridge.coef_.reshape(len(ways), len(spread_K), -1)[chosen]
@@ -225,7 +236,7 @@ def request_states(
 
     The model's training mode is left as it was.
     """
-    found: dict[int, np.ndarray] = {}
+    read_NLD = np.empty((0, len(layers), 0), dtype=np.float32)
     collate = PackedCollator()
     decoder = decoder_of(model)
     was_training = model.training
@@ -239,11 +250,13 @@ def request_states(
             with listening(model, layers) as heard:
                 decoder(**model_inputs(batch))
             means = [pack_means(heard[layer], batch["requests"]).cpu().numpy() for layer in layers]
-            found.update(zip(indices, np.stack(means, axis=1), strict=True))
+            if not len(read_NLD):  # filled batch by batch: the states of all rows are never held twice
+                read_NLD = np.empty((len(rows), len(layers), means[0].shape[1]), dtype=means[0].dtype)
+            read_NLD[indices] = np.stack(means, axis=1)
             advance(len(indices))
     finally:
         model.train(was_training)
-    return np.stack([found[index] for index in range(len(rows))])
+    return read_NLD
 
 
 def pack_means(states_1TD: torch.Tensor, requests_N2: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,7 @@ from ppe_lora.student.collate import Collator, PackedCollator, PaddedCollator, p
 from ppe_lora.student.divergence import Diverged
 from ppe_lora.student.estimate import fitting_rows, free_bytes
 from ppe_lora.student.evaluate import EncodedSplit
-from ppe_lora.student.head import TeachingHeads, fit_teaching_heads, layers_to_try, request_states
+from ppe_lora.student.head import TEACHING_ROWS, TeachingHeads, fit_teaching_heads, layers_to_try, request_states
 from ppe_lora.student.load import attach_lora, load_base, trainable_parameters
 from ppe_lora.student.machine import bfloat16_supported, model_size
 from ppe_lora.student.measured import peak_memory_bytes, rows_per_s
@@ -266,9 +266,10 @@ def _teaching_heads(model: PeftModel, split: EncodedSplit, recipe: Recipe, folde
     if state.is_main_process and TeachingHeads.load(folder) is None:
         layers = layers_to_try(model)
         batch_rows = recipe.evaluate.batch_rows
-        with progress("reading hidden states", len(split.rows)) as advance:
-            states_NLD = request_states(model, split.encoded, layers, batch_rows=batch_rows, advance=advance)
-        fit_teaching_heads(states_NLD, layers, targets_matrix(split.rows, recipe.task)).save(folder)
+        rows, encoded = split.rows[:TEACHING_ROWS], split.encoded[:TEACHING_ROWS]
+        with progress("reading hidden states", len(rows)) as advance:
+            states_NLD = request_states(model, encoded, layers, batch_rows=batch_rows, advance=advance)
+        fit_teaching_heads(states_NLD, layers, targets_matrix(rows, recipe.task)).save(folder)
     state.wait_for_everyone()
     return TeachingHeads.load(folder)
 

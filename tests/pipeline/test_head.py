@@ -1,13 +1,18 @@
 """The head: what is read is what was meant to be read, wherever the states come from."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import RidgeCV
 from transformers import AutoModelForCausalLM
 
+from ppe_lora.corpus.rows import targets_matrix
 from ppe_lora.errors import ModelError
+from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Objective
+from ppe_lora.student import training
 from ppe_lora.student.collate import PackedCollator
 from ppe_lora.student.decode import Decoder
 from ppe_lora.student.encode import encode_rows
@@ -21,11 +26,12 @@ from ppe_lora.student.head import (
     layers_to_try,
     listening,
     request_states,
+    rows_to_fit,
 )
 from ppe_lora.student.objective import training_loss
 from ppe_lora.student.tokenizer import load_tokenizer
 from ppe_lora.student.trie import build_trie
-from tests.runs import TASK, make_rows
+from tests.runs import TASK, make_recipe, make_rows
 from tests.slopes import model_in_float64, slopes
 
 
@@ -86,6 +92,49 @@ def test_the_layers_that_know_are_found(tmp_path):
     (tmp_path / "head.npz").write_bytes(b"no head")
     with pytest.raises(ModelError, match=r"head\.npz: expected a head; got"):
         Head.load(tmp_path)
+
+
+def test_states_are_held_once(student):
+    """Those of 100,000 rows of a 7B are 13 GB; they were kept one by one, and then stacked beside that."""
+    model, _, rows = student
+    many = [row for row in rows for _ in range(80)]
+    layers = layers_to_try(model)
+    tracemalloc.start()
+    try:
+        read = request_states(model, many, layers, batch_rows=20)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * read.nbytes
+    np.testing.assert_allclose(read[0], read[1], atol=1e-5)
+
+
+def test_only_rows_that_are_fitted_are_read(student, speaker, tmp_path, monkeypatch):
+    """All training rows were, and 4,000 of them used, while other processes ran into their time-out."""
+    model, tokenizer, _ = student
+    split = encode_split(make_rows(60, seed=6), TASK, tokenizer, 512)
+    recipe = load_recipe(make_recipe(tmp_path, speaker, "train: {objective: {head: 1}}"))
+    read = []
+
+    def counted(model, encoded, layers, **settings):
+        read.append(len(encoded))
+        return request_states(model, encoded, layers, **settings)
+
+    monkeypatch.setattr(training, "request_states", counted)
+    monkeypatch.setattr(training, "TEACHING_ROWS", 55)
+    heads = training._teaching_heads(model, split, recipe, tmp_path)
+    assert read == [55]
+    layers = layers_to_try(model)
+    all_NLD = request_states(model, split.encoded[:55], layers, batch_rows=recipe.evaluate.batch_rows)
+    expected = fit_teaching_heads(all_NLD, layers, targets_matrix(split.rows[:55], TASK))
+    assert torch.equal(heads.weight_FLKD, expected.weight_FLKD)
+
+
+def test_of_very_many_rows_the_head_is_fitted_on_evenly_spread_ones(monkeypatch):
+    assert rows_to_fit(20_000) == list(range(20_000))
+    assert len(rows_to_fit(20_001)) == 20_000
+    monkeypatch.setattr("ppe_lora.student.head._MOST_ROWS", 4)
+    assert rows_to_fit(10) == [0, 3, 6, 9]
 
 
 def test_what_scores_share_is_read_together():

@@ -7,7 +7,7 @@ from string import Template
 from typing import Any
 
 from ppe_lora.artifacts import read_json, write_json, write_text
-from ppe_lora.export.card import front_matter
+from ppe_lora.export.card import front_matter, run_metrics, weights_note
 from ppe_lora.export.public import file_name
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import Student
@@ -24,21 +24,22 @@ LoRA, rank $rank, for `$base`$made. Names and shapes are those of that model, an
 
 - PEFT: `PeftModel.from_pretrained(base, folder)`
 - vLLM: $vllm
-
+$note
 `parity.json` has requests with the answers of this adapter, and the SHA-256 of the files.
 """)
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def write_adapter(recipe: Recipe, base: Path, best: Path, folder: Path) -> None:
+def write_adapter(recipe: Recipe, base: Path, run_dir: Path, folder: Path) -> None:
     """Write the adapter with what an engine has to know: which base, which rank, which layers.
 
     Args:
         recipe: Names the base.
         base: The base model's folder, from `resolve_base`.
-        best: The adapter as the training left it.
+        run_dir: The run, with the adapter as the training left it in `best/`.
         folder: Where to write; it must exist.
     """
+    best = run_dir / "best"
     shutil.copy(best / "adapter_model.safetensors", folder)
     config: dict[str, Any] = read_json(best / "adapter_config.json")
     name, revision = base_reference(recipe.student, base)
@@ -61,6 +62,7 @@ def write_adapter(recipe: Recipe, base: Path, best: Path, folder: Path) -> None:
         rank=rank,
         base=shown,
         made=_how_made(recipe.student, base),
+        note=f"\n{note}\n" if (note := weights_note(recipe, run_metrics(run_dir))) else "",
         vllm="does not load DoRA; serve the merged model" if recipe.student.lora.dora else vllm,
     )
     write_text(folder / "README.md", card)

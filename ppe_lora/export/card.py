@@ -6,7 +6,9 @@ from pathlib import Path
 from string import Template
 from typing import Any, Literal
 
-from ppe_lora.artifacts import write_text
+from ppe_lora.artifacts import read_json, write_text
+from ppe_lora.evaluation.metrics import renamed
+from ppe_lora.evaluation.selection import metric_of, selected_by
 from ppe_lora.export.public import file_name, is_public, public_base, public_recipe
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import GenerateSource, ImportSource
@@ -39,14 +41,14 @@ Each is from $low to $high. Fine-tuned with LoRA (rank $rank, alpha $alpha$varia
 
 ## Use
 
-Send the instruction as the system message and the request as the user message, decode greedily, parse the JSON:
+$use
 
 $instructions
 
 ## Quality
 
-Metrics of greedily decoded answers. `mse_norm` is the mean squared error with the range mapped to 0-1;
-`train_mean_mse_norm` is that of always answering with the training rows' mean.
+`mse_norm` is the mean squared error with the range mapped to 0-1; `train_mean_mse_norm` is that of always answering
+with the training rows' mean. Served is the read-out `$read_out`.
 
 $metrics
 
@@ -109,8 +111,10 @@ def write_model_card(
         variants=(", rsLoRA" if lora.rslora else "") + (", DoRA" if lora.dora else ""),
         base=base,
         made=made,
+        use=_use(recipe, metrics),
+        read_out=recipe.evaluate.read_out,
         instructions="\n>\n".join(f"> {lang}: {task.instruction_text(lang)}" for lang in _languages(recipe)),
-        metrics=_metrics_table(metrics),
+        metrics=_metrics_table(recipe, metrics),
         data=_describe_data(recipe),
         facts="\n".join(f"- {name}: {_inline(value)}" for name, value in facts.items()) or "- no facts recorded",
         recipe=public_recipe(recipe).rstrip(),
@@ -119,6 +123,53 @@ def write_model_card(
     path = folder / "README.md"
     write_text(path, text)
     return path
+
+
+def run_metrics(run_dir: Path) -> dict[str, dict[str, float]]:
+    """The metrics of a run's selected epoch (`valid`), and of its test rows (`test`) where they were decoded."""
+    places = {"valid": run_dir / "best", "test": run_dir / "test"}
+    files = {split: folder / "eval_metrics.json" for split, folder in places.items()}
+    return {split: read_json(path) for split, path in files.items() if path.is_file()}
+
+
+def weights_note(recipe: Recipe, metrics: Mapping[str, Mapping[str, float]]) -> str | None:
+    """What the weights answer by themselves, beside what is served; None where the text is what is served, or nothing
+    is known of it.
+
+    Args:
+        recipe: Names the served read-out.
+        metrics: From `run_metrics`.
+    """
+    read_out = recipe.evaluate.read_out
+    names = dict.fromkeys([metric_of(read_out), selected_by(read_out)])
+    known = [
+        (split, found, name)
+        for split in ("test", "valid")
+        for found in [metrics.get(split, {})]
+        for name in names
+        if {name, "mse_norm", "train_mean_mse_norm"} <= found.keys()
+    ]
+    if read_out == "greedy" or not known:
+        return None
+    split, found, name = known[0]
+    text, trivial = found["mse_norm"], found["train_mean_mse_norm"]
+    told = (
+        f"What was measured and selected is the read-out `{read_out}`, which `ppe-lora serve` gives: {name} "
+        f"{found[name]:.4f} on the {split} rows. Decoded by anything else, the same weights answer with greedy text: "
+        f"mse_norm {text:.4f}, where always answering the train mean has {trivial:.4f}."
+    )
+    return f"{told} **Do not use the text: it is no better than not reading the request.**" if text >= trivial else told
+
+
+def _use(recipe: Recipe, metrics: Mapping[str, Mapping[str, float]]) -> str:
+    how = (
+        "Send the instruction as the system message and the request as the user message, decode greedily, parse the "
+        "JSON:"
+    )
+    if recipe.evaluate.read_out == "greedy":
+        return how
+    note = weights_note(recipe, metrics) or f"Served is the read-out `{recipe.evaluate.read_out}`: `ppe-lora serve`."
+    return f"`ppe-lora serve FOLDER`, with this folder. {note}\n\nFor the text alone: {how[0].lower()}{how[1:]}"
 
 
 def front_matter(recipe: Recipe, relation: Literal["finetune", "adapter"], library: str) -> str:
@@ -158,14 +209,22 @@ def _describe_data(recipe: Recipe) -> str:
     )
 
 
-def _metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    names = list(dict.fromkeys(name for split in metrics.values() for name in split))
+def _metrics_table(recipe: Recipe, metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """The served read-out's errors first; names without a read-out are those of the greedy text."""
+    read_out, known = recipe.evaluate.read_out, dict.fromkeys(name for split in metrics.values() for name in split)
+    errors = ("mse_norm", "mae_raw", "r2", "within_tolerance@5")
+    served = [
+        name for name in (one if read_out == "greedy" else renamed(one, read_out) for one in errors) if name in known
+    ]
+    labels = dict.fromkeys((*errors, "mse_raw", "mse_norm_strict"), " (greedy text)")
+    labels |= dict.fromkeys(served, " (served)")
+    names = list(dict.fromkeys([*served, *known]))
     if not names:
         return "Not evaluated."
     lines = ["| metric | " + " | ".join(metrics) + " |", "|---|" + "---:|" * len(metrics)]
     for name in names:
         cells = [f"{split[name]:.4g}" if name in split else "" for split in metrics.values()]
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+        lines.append(f"| `{name}`{labels.get(name.partition('/')[0], '')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

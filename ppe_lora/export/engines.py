@@ -13,6 +13,7 @@ from typing import Any
 
 from ppe_lora.artifacts import is_current, read_json, write_manifest
 from ppe_lora.console import console
+from ppe_lora.export.card import run_metrics, weights_note
 from ppe_lora.export.gguf import write_gguf
 from ppe_lora.export.merge import whole_or_nothing
 from ppe_lora.export.onnx import write_onnx
@@ -37,6 +38,8 @@ def export_for_engines(recipe: Recipe, run_dir: Path) -> None:
     if state.is_main_process and recipe.export.engines:
         merged = run_dir / "merged"
         tokenizer = load_tokenizer(merged)
+        if note := weights_note(recipe, run_metrics(run_dir)):
+            console.print(f"{recipe.name}: {note.replace('**', '')}", markup=False)
         for engine in dict.fromkeys(recipe.export.engines):
             out = run_dir / engine
             inputs = _inputs(recipe, merged, engine)

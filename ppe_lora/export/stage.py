@@ -24,7 +24,7 @@ from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.evaluation.stored import check_made_from
 from ppe_lora.export.adapter import write_adapter
 from ppe_lora.export.answers import Answers, answer_rows, read_correction
-from ppe_lora.export.card import write_model_card
+from ppe_lora.export.card import run_metrics, write_model_card
 from ppe_lora.export.contract import contract_of, uncorrected, write_contract
 from ppe_lora.export.merge import MergeReport, merge_adapter, merge_inputs, whole_or_nothing
 from ppe_lora.export.model_files import write_generation_config, write_tokenizer
@@ -191,7 +191,7 @@ def _prove(run: _Run, folder: Path, report: MergeReport) -> Mapping[str, Any]:
 
 def _export_adapter(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
     with whole_or_nothing(out) as folder:
-        write_adapter(run.recipe, run.base, run.best, folder)
+        write_adapter(run.recipe, run.base, run.folder, folder)
         _write_reading(run, folder)
         copy_certificate(run.folder / "merged", folder)
         write_manifest(folder, inputs)
@@ -242,9 +242,6 @@ def _write_card(
     run: _Run, folder: Path, facts: Mapping[str, str], table: Mapping[str, Mapping[str, float]], made: str
 ) -> None:
     """Write the model card: the metrics of the run, and those in `table` beside them."""
-    test = run.folder / "test" / "eval_metrics.json"
-    metrics = {"valid": read_json(run.best / "eval_metrics.json")}
-    metrics |= {"test": read_json(test)} if test.is_file() else {}
     manifest = read_json(run.folder / "manifest.json")
     known = {
         "dataset_version": dataset_version(run.data_dir),
@@ -252,7 +249,7 @@ def _write_card(
         **facts,
         "packages": manifest["packages"],
     }
-    write_model_card(folder, run.recipe, known, {**metrics, **table}, made)
+    write_model_card(folder, run.recipe, known, {**run_metrics(run.folder), **table}, made)
 
 
 def _judged_as_served(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ppe_lora.artifacts import is_current, read_json
 from ppe_lora.errors import ModelError
 from ppe_lora.export import merge as merge_module
-from ppe_lora.export.card import write_model_card
+from ppe_lora.export.card import weights_note, write_model_card
 from ppe_lora.export.merge import merge_adapter, merge_inputs
 from ppe_lora.export.verify import reload_and_decode
 from ppe_lora.recipe import load_recipe
@@ -340,12 +340,52 @@ def test_model_card_names_base_data_and_metrics(tmp_path: Path) -> None:
         'license: "other"',
         'tags: ["ppe-lora", "lora", "trl", "prompt-to-parameter"]',
     ]
-    assert "| `mse_norm` | 0.01235 | 0.013 |" in body
+    label = "greedy text" if recipe.evaluate.read_out != "greedy" else "served"
+    assert f"| `mse_norm` ({label}) | 0.01235 | 0.013 |" in body
     assert "| `json_valid_rate` | 1 |  |" in body
     assert "- packages: torch 2.13.0" in body
     assert "(rank 16, alpha 32, rsLoRA)" in body
     assert recipe.task.instruction_text("ja") in body
     assert "$" not in body
+
+
+def test_a_card_leads_to_what_was_measured(tmp_path: Path) -> None:
+    """`Use` led to the greedy text of a run whose answers come from its head: 2.5 times worse than the train mean."""
+    recipe = load_recipe(RECIPES / "ministral_8b_qlora.yaml", ["evaluate.read_out=calibrated"])
+    test = {
+        "mse_norm": 0.25,
+        "mse_norm_calibrated": 0.03,
+        "r2_calibrated": 0.63,
+        "r2": -1.6,
+        "train_mean_mse_norm": 0.1,
+    }
+    valid = {"mse_norm": 0.24, "mse_norm_posterior_mean": 0.2, "train_mean_mse_norm": 0.1}
+    card = write_model_card(tmp_path, recipe, {}, {"valid": valid, "test": test}).read_text()
+    use = card.split("## Use")[1].split("## Quality")[0]
+    assert use.strip().startswith(
+        "`ppe-lora serve FOLDER`, with this folder. What was measured and selected is the read-out `calibrated`, which "
+        "`ppe-lora serve` gives: mse_norm_calibrated 0.0300 on the test rows. Decoded by anything else, the same "
+        "weights answer with greedy text: mse_norm 0.2500, where always answering the train mean has 0.1000. **Do not "
+        "use the text: it is no better than not reading the request.**"
+    )
+    rows = [line for line in card.splitlines() if line.startswith("| `")]
+    assert rows[:2] == ["| `mse_norm_calibrated` (served) |  | 0.03 |", "| `r2_calibrated` (served) |  | 0.63 |"]
+    assert "| `r2` (greedy text) |  | -1.6 |" in rows
+    assert "Metrics of greedily decoded answers" not in card
+
+
+def test_the_text_is_told_beside_the_served_read_out_before_it_is_tested() -> None:
+    """Of a run that was exported before its test rows were decoded, the validation rows say it."""
+    recipe = load_recipe(RECIPES / "ministral_8b_qlora.yaml", ["evaluate.read_out=calibrated"])
+    valid = {"mse_norm": 0.05, "mse_norm_posterior_mean": 0.04, "train_mean_mse_norm": 0.1}
+    assert weights_note(recipe, {"valid": valid}) == (
+        "What was measured and selected is the read-out `calibrated`, which `ppe-lora serve` gives: "
+        "mse_norm_posterior_mean 0.0400 on the valid rows. Decoded by anything else, the same weights answer with "
+        "greedy text: mse_norm 0.0500, where always answering the train mean has 0.1000."
+    )
+    greedy = load_recipe(RECIPES / "ministral_8b_qlora.yaml", ["evaluate.read_out=greedy"])
+    assert weights_note(greedy, {"valid": valid}) is None
+    assert weights_note(recipe, {}) is None
 
 
 def test_a_card_says_nothing_of_the_machine(tmp_path: Path) -> None:

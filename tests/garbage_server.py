@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -72,7 +73,8 @@ class GarbageServer:
         headers = [(name.encode(), value.encode()) for name, value in given.headers.items()]
         await send({"type": "http.response.start", "status": given.status, "headers": headers})
         if given.seconds_a_byte:
-            for place in range(len(text)):
-                await send({"type": "http.response.body", "body": text[place : place + 1], "more_body": True})
-                await asyncio.sleep(given.seconds_a_byte)
+            with suppress(asyncio.CancelledError):  # the server is stopped
+                for place in range(len(text)):
+                    await send({"type": "http.response.body", "body": text[place : place + 1], "more_body": True})
+                    await asyncio.sleep(given.seconds_a_byte)
         await send({"type": "http.response.body", "body": text if not given.seconds_a_byte else b""})

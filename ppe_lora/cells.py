@@ -148,6 +148,8 @@ def is_blank(text: str) -> bool:
         >>> is_blank("\\u200b\\u3000"), is_blank("!")
         (True, False)
     """
+    if _PLAINLY_VISIBLE.search(text):  # nearly always, and ten times faster
+        return False
     return all(unicodedata.category(sign)[0] in "ZC" or sign in _INVISIBLE for sign in text)
 
 
@@ -167,10 +169,11 @@ def number_of(raw: Any) -> float:
         Traceback (most recent call last):
         ValueError: expected a number; got '3,5'; write the decimals after a point and no thousands separators
     """
-    if isinstance(raw, bool) or not isinstance(raw, str | int | float):
+    if isinstance(raw, str):
+        if not _NUMBER.fullmatch(raw.strip()):
+            raise ValueError(f"expected a number; got {shown(raw) if raw.strip() else 'an empty cell'}{_remedy(raw)}")
+    elif isinstance(raw, bool) or not isinstance(raw, int | float):
         raise ValueError(f"expected a number; got {described(raw)}")
-    if isinstance(raw, str) and not _NUMBER.fullmatch(raw.strip()):
-        raise ValueError(f"expected a number; got {shown(raw) if raw.strip() else 'an empty cell'}{_remedy(raw)}")
     try:
         value = float(raw)
     except OverflowError:
@@ -272,6 +275,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _NO_TEXT = re.compile("[\ud800-\udfff\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(c) for c in range(0xFE00, 0xFE10)}
+_PLAINLY_VISIBLE = re.compile("[!-~ぁ-ヿ一-鿿]")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _GAP = "' \u00a0\u202f"
 _REMEDIES = (

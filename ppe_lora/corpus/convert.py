@@ -12,7 +12,7 @@ from ppe_lora.console import console
 from ppe_lora.corpus.formats import Format, content_bytes, hosted_problems, own_instruction, record_of, row_of
 from ppe_lora.corpus.precision import Scale, narrow
 from ppe_lora.corpus.rows import SPLITS, Row, split_path
-from ppe_lora.corpus.tables import is_csv, raise_problems, read_records
+from ppe_lora.corpus.tables import is_csv, is_jsonl, raise_problems, read_records
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import SplitName
 from ppe_lora.tasks.scores import ScoresTask
@@ -140,7 +140,7 @@ def _entries(source: Path) -> Iterator[Entry]:
                 f"{source}: expected JSONL or a Hugging Face data set; got CSV; `ppe-lora data build` reads it by a "
                 "recipe with data.source.kind: import"
             )
-        split = _SPLIT_NAMES[found[1]] if (found := _FILE.fullmatch(source.stem)) else "train"
+        split = _SPLIT_NAMES[found[1]] if (found := _FILE.fullmatch(source.stem.lower())) else "train"
         yield from _jsonl(source, split)
         return
     if not source.is_dir():
@@ -153,7 +153,8 @@ def _entries(source: Path) -> Iterator[Entry]:
                 raise DataError(f"{source}: expected splits named {', '.join(_SPLIT_NAMES)}; got {name}; rename it")
             yield Entry(_SPLIT_NAMES[name], f"{source}: {name} {number}", values)
         return
-    files = [(path, found[1]) for path in sorted(source.glob("*.jsonl")) if (found := _FILE.fullmatch(path.stem))]
+    lines = [path for path in sorted(source.iterdir()) if is_jsonl(path)]
+    files = [(path, found[1]) for path in lines if (found := _FILE.fullmatch(path.stem.lower()))]
     if not files:
         raise DataError(
             f"{source}: expected files such as train.jsonl, or a Hugging Face data set; got neither; "

@@ -26,13 +26,14 @@ _BYTE_ORDER_MARKS = {
 }
 
 
-def open_text(path: Path, encoding: str = "utf-8", key: str | None = None) -> TextIO:
+def open_text(path: Path, encoding: str = "utf-8", key: str | None = None, errors: str = "strict") -> TextIO:
     """A file open as text, line ends as they are, without a byte order mark.
 
     Args:
         path: The file.
         encoding: What the recipe says it is in.
         key: The recipe's key of the encoding, where it has one, for the remedy.
+        errors: As for `open`: what becomes of bytes that are not in the encoding.
 
     Raises:
         DataError: Its first bytes are those of another format or encoding.
@@ -46,21 +47,24 @@ def open_text(path: Path, encoding: str = "utf-8", key: str | None = None) -> Te
     if utf8 and (found := _wide(head)):
         raise DataError(f"{path}:1: expected UTF-8 text; its first bytes are those of {found.upper()}; "
                         f"{_remedy(path, found, key)}")  # fmt: skip
-    return path.open(encoding="utf-8-sig" if utf8 else encoding, newline="")
+    if not encoding.lower().startswith("utf") and _is_utf8(path.read_bytes()):
+        raise DataError(f"{path}: expected {encoding} text; got UTF-8; delete {key}")
+    return path.open(encoding="utf-8-sig" if utf8 else encoding, errors=errors, newline="")
 
 
 def undecodable(path: Path, encoding: str = "utf-8", key: str | None = None) -> DataError:
     """The error for a file whose bytes are not in `encoding`: the line, the byte, and what it looks like."""
     content = path.read_bytes()
+    name = "UTF-8" if codecs.lookup(encoding).name == "utf-8" else encoding
+    found = _wide(content[:_HEAD]) or _likely(content)
+    looks = f"it looks like {_NAMES.get(found, found)}; {_remedy(path, found, key)}" if found else "save it as UTF-8"
     try:
         content.decode(encoding)
     except UnicodeDecodeError as error:
-        before, byte = content[: error.start].decode(encoding, "replace"), content[error.start]
-    line = len(re.findall(r"\r\n|\r|\n", before)) + 1
-    name = "UTF-8" if codecs.lookup(encoding).name == "utf-8" else encoding
-    found = _likely(content)
-    looks = f"; it looks like {_NAMES[found]}; {_remedy(path, found, key)}" if found else "; save the file as UTF-8"
-    return DataError(f"{path}:{line}: expected {name} text; got byte {byte:#04x}{looks}")
+        before = content[: error.start].decode(encoding, "replace")
+        line = len(re.findall(r"\r\n|\r|\n", before)) + 1
+        return DataError(f"{path}:{line}: expected {name} text; got byte {content[error.start]:#04x}; {looks}")
+    return DataError(f"{path}: expected {name} text with a byte order mark; got none; {looks}")
 
 
 def _remedy(path: Path, encoding: str, key: str | None) -> str:
@@ -79,7 +83,7 @@ def _wide(head: bytes) -> str | None:
     return "utf-16-le" if odd > half and not even else "utf-16-be" if even > half and not odd else None
 
 
-_NAMES = {"cp932": "Shift-JIS", "euc_jp": "EUC-JP", "cp1252": "Windows-1252 (Latin-1)"}
+_NAMES = {"utf-8": "UTF-8", "cp932": "Shift-JIS", "euc_jp": "EUC-JP", "cp1252": "Windows-1252 (Latin-1)"}
 
 
 def _likely(content: bytes) -> str | None:
@@ -87,6 +91,8 @@ def _likely(content: bytes) -> str | None:
 
     Accented Latin letters may pass for Japanese ones, but they follow other Latin letters.
     """
+    if _is_utf8(content):
+        return "utf-8"
     for name in ("euc_jp", "cp932"):
         runs = re.findall(r"(?:^|(.))([^\x00-\x7f]+)", _decoded(content, name), re.DOTALL)
         inside_words = sum(before.isalpha() for before, _ in runs)
@@ -94,6 +100,11 @@ def _likely(content: bytes) -> str | None:
         if runs and inside_words * 2 < len(runs) and whole * 2 > sum(len(run) for _, run in runs):
             return name
     return "cp1252" if _decoded(content, "cp1252") else None
+
+
+def _is_utf8(content: bytes) -> bool:
+    """Whether bytes are UTF-8 and more than ASCII: other encodings make such bytes by accident only."""
+    return not content.isascii() and bool(_decoded(content, "utf-8"))
 
 
 def _decoded(content: bytes, encoding: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+from ppe_lora.cells import text_of
 from ppe_lora.corpus.leaks import find_key, find_number
 from ppe_lora.corpus.meta import find_meta
 from ppe_lora.corpus.rows import Row
@@ -49,6 +50,15 @@ def empty(row: Row) -> Evidence | None:
 
 
 _BLANK_FORM = {"n/a", "na", "null", "none", "nil", "なし", "無し", "該当なし", "特になし"}
+
+
+def no_text(row: Row) -> Evidence | None:
+    """Reject what no reader of rows would take: control characters and halves of characters."""
+    try:
+        text_of(row.request)
+    except ValueError as error:
+        return Evidence("no text", str(error))
+    return None
 
 
 def meta_answer(row: Row) -> Evidence | None:
@@ -128,7 +138,8 @@ def _detector() -> Any:
 def filter_rows(rows: Sequence[Row], task: ScoresTask, filters: Filters) -> Filtered:
     """Apply every rule in order; a row is rejected by the first one it breaks.
 
-    Rules: empty, meta answer, numeric leak, key-name leak, length, language (unless off), duplicate id, near-duplicate.
+    Rules: empty, no text, meta answer, numeric leak, key-name leak, length, language (unless off), duplicate id,
+    near-duplicate.
 
     Args:
         rows: Generated rows. Of two that are alike the earlier one is kept.
@@ -137,6 +148,7 @@ def filter_rows(rows: Sequence[Row], task: ScoresTask, filters: Filters) -> Filt
     """
     rules: list[Callable[[Row], Evidence | None]] = [
         empty,
+        no_text,
         meta_answer,
         numeric_leak,
         lambda row: key_leak(row, task),

@@ -1,6 +1,6 @@
 """Rows from existing files: CSV or JSONL, joined by id, rescaled to the task."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,18 +40,16 @@ class _Import(NamedTuple):
         rescale = self.source.rescale
         return Scale(rescale.low, rescale.high) if rescale else Scale(self.task.low, self.task.high)
 
-    def value_of(self, key: str, raw: Any) -> Any:
-        """The value of a cell of the column that the recipe names at `key`.
+    def readers(self) -> dict[str, Callable[[Any], Any]]:
+        """What reads the cells of each column, by the key of the recipe that names it; it raises ValueErrors."""
+        (low, high), rescale = self.scale, self.source.rescale
+        ends = f" ({self.section}.rescale)" if rescale else f" (the task's range; add {self.section}.rescale)"
 
-        Raises:
-            ValueError: It is not what it should be.
-        """
-        if key == "request":
-            return text_of(raw)
-        if key == "split":
-            return self._split_of(raw)
-        scale = f"{self.section}.rescale" if self.source.rescale else f"the task's range; add {self.section}.rescale"
-        return bounded(number_of(raw), *self.scale, f" ({scale})")
+        def score(raw: Any) -> float:
+            return bounded(number_of(raw), low, high, ends)
+
+        named: dict[str, Callable[[Any], Any]] = {"request": text_of, "split": self._split_of}
+        return {key: named.get(key, score) for key in self.columns}
 
     def _split_of(self, raw: Any) -> SplitName:
         names = self.source.split_names
@@ -108,8 +106,9 @@ def read_import(source: ImportSource, task: ScoresTask, section: str) -> Importe
     tables = {name: _read_table(name, path, source, section) for name, path in paths.items()}
     given = _Import(source, task, section, tables, _columns(source, tables, section))
     request_file = given.columns["request"][0]
-    notes = check_joins(tables, request_file, section)
+    notes = check_joins(tables, request_file, section) + _misread(given)
     dropped: dict[str, int] = {}
+    readers, scale = given.readers(), given.scale
     found: list[dict[str, Any]] = []
     problems: list[str] = []
     for identity in tables[request_file].records:
@@ -117,14 +116,14 @@ def read_import(source: ImportSource, task: ScoresTask, section: str) -> Importe
         if absent:
             reason = f"no entry in {', '.join(absent)}"
             dropped[reason] = dropped.get(reason, 0) + 1
-        elif entry := _entry(given, identity, problems):
+        elif entry := _entry(given, readers, identity, problems):
             found.append(entry)
     raise_problems(problems)
     scores = {key: [values[f"target.{key}"] for values in found] for key in task.keys}
-    problems, narrow = check_precision(scores, task, given.scale if source.rescale else None, section)
+    problems, narrow = check_precision(scores, task, scale if source.rescale else None, section)
     raise_problems(problems)
     splits = [values["split"] for values in found] if source.split else None
-    return Imported([_row(values, given) for values in found], splits, dropped, notes + narrow)
+    return Imported([_row(values, scale, given) for values in found], splits, dropped, notes + narrow)
 
 
 _SPLIT_FILES = frozenset({"train", "valid", "validation", "dev", "test"})
@@ -200,7 +199,22 @@ def _columns(source: ImportSource, tables: Mapping[str, Table], section: str) ->
     return columns
 
 
-def _entry(given: _Import, identity: str, problems: list[str]) -> dict[str, Any] | None:
+def _misread(given: _Import) -> list[str]:
+    """A note on requests with the sign that decoders write for bytes they do not know."""
+    file, column = given.columns["request"]
+    path, records = given.tables[file]
+    lines = [record.line for record in records.values() if "\ufffd" in str(record.values.get(column))]
+    if not lines:
+        return []
+    return [
+        f"{path}:{lines[0]}: {column}: U+FFFD stands in {len(lines)} requests, for characters that were lost where the "
+        "file was made"
+    ]
+
+
+def _entry(
+    given: _Import, readers: Mapping[str, Callable[[Any], Any]], identity: str, problems: list[str]
+) -> dict[str, Any] | None:
     """The values of an id by the recipe's keys of their columns; None with what is wrong added to `problems`."""
     values = {}
     for key, (file, column) in given.columns.items():
@@ -210,15 +224,15 @@ def _entry(given: _Import, identity: str, problems: list[str]) -> dict[str, Any]
             problems.append(f"{path}:{record.line}: expected the key {column!r}; got {', '.join(record.values)}")
             continue
         try:
-            values[key] = given.value_of(key, record.values[column])
+            values[key] = readers[key](record.values[column])
         except ValueError as error:
             problems.append(f"{path}:{record.line}: {column}: {error}")
     return values if len(values) == len(given.columns) else None
 
 
-def _row(values: Mapping[str, Any], given: _Import) -> Row:
+def _row(values: Mapping[str, Any], scale: Scale, given: _Import) -> Row:
     request, language = values["request"], given.source.language
-    target = {key: to_task(values[f"target.{key}"], given.scale, given.task) for key in given.task.keys}
+    target = {key: to_task(values[f"target.{key}"], scale, given.task) for key in given.task.keys}
     # Not validated: an empty request must reach the filters to be rejected and kept with its reason.
     identity = row_id(request, target, language, None)
     return Row.model_construct(id=identity, request=request, target=target, language=language)

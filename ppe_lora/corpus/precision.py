@@ -17,7 +17,7 @@ MOST_LOST = 0.05
 _WORTH_A_NOTE = 0.01
 _SMALL_PART = 0.1
 """Values that fill no more of the scale are likely on another one."""
-_SURE = 20
+SURE = 20
 """Fewer rows than these may fill little of a range by chance."""
 
 
@@ -47,7 +47,8 @@ class Kept(NamedTuple):
 
 def to_task(value: float, scale: Scale, task: ScoresTask) -> float:
     """A value of the source's scale as a target: mapped linearly, rounded to the task's decimals, halves to even."""
-    return task.round(_exact(value, scale, task))
+    # Rounded to 9 digits first: 3.14 is stored a little below, and its half would otherwise round down.
+    return task.round(round(task.low + (value - scale.low) / (scale.high - scale.low) * task.span, 9))
 
 
 def kept_of(values_N: Sequence[float], scale: Scale, task: ScoresTask) -> Kept:
@@ -57,8 +58,8 @@ def kept_of(values_N: Sequence[float], scale: Scale, task: ScoresTask) -> Kept:
         >>> kept_of([0.0, 0.4, 0.6, 1.0], Scale(0, 100), ScoresTask(keys=("a",)))[:2]
         (4, 2)
     """
-    exact_N = np.array([_exact(value, scale, task) for value in values_N])
-    rounded_N = np.array([task.round(value) for value in exact_N.tolist()], dtype=float)
+    exact_N = (task.low + (np.array(values_N) - scale.low) / (scale.high - scale.low) * task.span).round(9)
+    rounded_N = exact_N.round(task.decimals)
     variance = float(exact_N.var())
     lost = min(float(np.square(rounded_N - exact_N).mean()) / variance, 1.0) if variance else 0.0
     return Kept(len(np.unique(exact_N)), len(np.unique(rounded_N)), lost)
@@ -85,7 +86,7 @@ def check_precision(
     if ruined:
         remedy = given.remedy()
         return [f"{words[key]} (5 % at most); write {remedy}" for key in ruined], []
-    if given.is_small and not rescale and len(next(iter(values.values()))) >= _SURE:
+    if given.is_small and not rescale and len(next(iter(values.values()))) >= SURE:
         low, high = given.ends
         return [
             f"{section}: expected scores over the task's range, {task.low} to {task.high}; got {digits(low)} to "
@@ -150,8 +151,3 @@ class _Given(NamedTuple):
         if rescale and rescale != self.rescale:
             lines.append(f"{self.section}.rescale: {rescale} (the ends of their own scale)")
         return " and ".join(lines)
-
-
-def _exact(value: float, scale: Scale, task: ScoresTask) -> float:
-    # Rounded to 9 digits: 3.14 is stored a little below, and its half would otherwise round down.
-    return round(task.low + (value - scale.low) / (scale.high - scale.low) * task.span, 9)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ppe_lora.artifacts import hash_file
 from ppe_lora.cells import bounded, number_of, shown
+from ppe_lora.corpus.precision import SURE, Scale, narrow
 from ppe_lora.corpus.seeding import row_rng
 from ppe_lora.corpus.tables import file_problem, raise_problems, read_records
 from ppe_lora.errors import DataError
@@ -119,6 +120,9 @@ def read_observed(task: ScoresTask, observed: Observed) -> Floats:
                     f"got {shown(record.values[key])}"
                 )
         vectors.append(vector)
+    if len(vectors) >= SURE and not problems:
+        values = {"all keys": [value for vector in vectors for value in vector]}
+        problems = [f"{path}: {note}" for note in narrow(values, Scale(task.low, task.high))]
     raise_problems(problems)
     return np.array(vectors, dtype=float)
 

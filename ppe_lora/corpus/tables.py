@@ -30,13 +30,20 @@ def is_csv(path: Path) -> bool:
     return path.suffix.lower() in _CSV
 
 
+def is_jsonl(path: Path) -> bool:
+    """Whether a file's name says that it holds a JSON object a line."""
+    return path.suffix.lower() in _JSONL
+
+
 def file_problem(path: Path) -> str | None:
     """What keeps a path from being a file of records, in words after "expected ..."; None if nothing does."""
     if path.is_dir():
         return f"expected a file; got the folder {path}"
+    if path.exists() and not path.is_file():
+        return f"expected a file; got the pipe or device {path}"
     if path.suffix.lower() == ".json":
         return f"expected .csv, .tsv or .jsonl; got {path}; {_ONE_A_LINE}"
-    if not is_csv(path) and path.suffix.lower() not in _JSONL:
+    if not is_csv(path) and not is_jsonl(path):
         return f"expected .csv, .tsv or .jsonl; got {path}"
     return None
 

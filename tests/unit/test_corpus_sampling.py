@@ -149,6 +149,15 @@ def test_a_bad_file_of_observed_vectors_is_named(tmp_path: Path, text: str, expe
     assert str(error.value) == f"{tmp_path}/{expected.format(folder=tmp_path)}"
 
 
+def test_observed_vectors_on_another_scale_are_refused(tmp_path: Path) -> None:
+    """Vectors from 0 to 1 under a range to 100 would all be one corner."""
+    with pytest.raises(DataError) as error:
+        sample_targets(ScoresTask(keys=("x", "y")), observed(tmp_path, "x,y\n" + "0,1\n0.5,0.2\n" * 10), 0, 1)
+    assert str(error.value) == (
+        f"{tmp_path}/played.csv: all keys: values from 0 to 1 only, of 0 to 100; are they on another scale?"
+    )
+
+
 def test_a_missing_file_of_observed_vectors_is_named(tmp_path: Path) -> None:
     """The path is written in the recipe, so the recipe's key must be in the message."""
     sampler = Sampler(observed=Observed(path=str(tmp_path / "none.csv")))

@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 
 from ppe_lora.corpus.convert import convert
+from ppe_lora.corpus.filters import filter_rows
 from ppe_lora.corpus.formats import row_of
-from ppe_lora.corpus.rows import read_rows
+from ppe_lora.corpus.rows import Row, read_rows
+from ppe_lora.corpus.teachers.llm.batch import read_batch_results
+from ppe_lora.corpus.teachers.llm.exchange import Question
 from ppe_lora.errors import DataError
+from ppe_lora.recipe.schema import Filters
 from ppe_lora.tasks.scores import Reason, Rejected, ScoresTask
 
 TASK = ScoresTask(keys=("joy", "calm"))
@@ -27,6 +31,8 @@ def refusal(read: Any, *args: Any) -> str:
     [
         (ROW.replace('"joy": 3', '"joy": 3, "joy": 4'), "the key 'joy' is there twice"),
         (ROW.replace('"id": "1"', '"id": "1", "id": "2"'), "the key 'id' is there twice"),
+        (ROW.replace('"id": "1"', '"id" :"1", "id": "2"'), "the key 'id' is there twice"),
+        (ROW.replace('"id": "1"', '"id"\t: "1", "\\u0069d": "2"'), "the key 'id' is there twice"),
         (ROW.replace("rain", "\\u200b"), "request: expected a text; got blanks only: '\\u200b'"),
         (ROW.replace("rain", "\\u0000"), "request: a text holds the control character U+0000"),
         (ROW[:-1] + ', "context": {"time": "\\u0007"}}', "context.time: a text holds the control character U+0007"),
@@ -111,6 +117,30 @@ def test_csv_is_not_converted_but_imported(tmp_path: Path) -> None:
     assert refusal(convert, tmp_path / "x.CSV", tmp_path / "out", "rows", TASK) == (
         f"{tmp_path}/x.CSV: expected JSONL or a Hugging Face data set; got CSV; `ppe-lora data build` reads it by a "
         "recipe with data.source.kind: import"
+    )
+
+
+def test_a_generated_text_that_is_none_is_rejected() -> None:
+    """A teacher's JSON may escape what the reader of the rows then refuses, hours later."""
+    row = Row.model_construct(id="1", request="a quiet\x1b evening", target={"joy": 1, "calm": 2}, language="en")
+    filtered = filter_rows([row], TASK, Filters())
+    assert [(one.rule, one.evidence) for one in filtered.rejected] == [
+        ("no text", "a text holds the control character U+001B")
+    ]
+
+
+def test_results_of_another_engine_are_read_with_a_mark_and_refused_in_utf16(tmp_path: Path) -> None:
+    """A redirection in PowerShell writes UTF-16; every line was `no line in the results`."""
+    question = Question("m", ({"role": "user", "content": "x"},), {}, None)
+    body = {"model": "m", "choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
+    line = json.dumps({"custom_id": question.key, "response": {"status_code": 200, "body": body}}) + "\n"
+    path = tmp_path / "results.jsonl"
+    path.write_text("\ufeff" + line)
+    assert [reply.text for reply in read_batch_results([path], [question]).replies] == ["yes"]
+    path.write_bytes(line.encode("utf-16"))
+    assert refusal(read_batch_results, [path], [question]) == (
+        f"{path}:1: expected UTF-8 text; its first bytes are those of UTF-16; save the file as UTF-8: "
+        "iconv -f utf-16 -t utf-8 results.jsonl > NEW"
     )
 
 

@@ -1,6 +1,7 @@
 """Files as people have them: encodings, separators, ids, cells and scales are read right or refused with the remedy."""
 
 import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,10 @@ def test_paths_that_are_no_files_are_named(tmp_path: Path) -> None:
         f"{key}: expected .csv, .tsv or .jsonl; got {tmp_path}/x.json; {LINES}"
     )
     assert refusal(one, tmp_path, "x.csv.gz", b"") == f"{key}: expected .csv, .tsv or .jsonl; got {tmp_path}/x.csv.gz"
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert refusal(several, tmp_path, {"all": {"path": "pipe.csv"}}) == (
+        f"{key}: expected a file; got the pipe or device {tmp_path}/pipe.csv"
+    )
     (tmp_path / "link.csv").symlink_to("gone.csv")
     assert "link.csv, which does not exist; set data.source.source_dir=FOLDER" in refusal(
         several, tmp_path, {"all": {"path": "link.csv"}}
@@ -306,3 +311,26 @@ def test_formulas_are_restored(tmp_path: Path) -> None:
     """What is neutralised on writing must come back as it was."""
     imported = one(tmp_path, "x.csv", "id,text,joy\na,'=1+1,0\nb,''=1,50\nc,'tis,100\n")
     assert texts(imported) == ["=1+1", "'=1", "'tis"]
+
+
+def test_a_file_in_another_encoding_than_the_recipe_says_is_refused(tmp_path: Path) -> None:
+    """UTF-8 read as Windows-1252 is `Ã©` in every row, without an error."""
+    content = "id,text,joy\na,café,5\n"
+    assert refusal(one, tmp_path, "x.csv", content, encoding="cp1252") == (
+        f"{tmp_path}/x.csv: expected cp1252 text; got UTF-8; delete data.source.files.all.encoding"
+    )
+    assert refusal(one, tmp_path, "x.csv", content, encoding="utf-16") == (
+        f"{tmp_path}/x.csv: expected utf-16 text with a byte order mark; got none; it looks like UTF-8; write "
+        "data.source.files.all.encoding: utf-8, or save the file as UTF-8"
+    )
+    assert refusal(one, tmp_path, "x.csv", content.encode("utf-16"), encoding="utf-8-sig") == (
+        f"{tmp_path}/x.csv:1: expected utf-8-sig text; got byte 0xff; it looks like utf-16; write "
+        "data.source.files.all.encoding: utf-16, or save the file as UTF-8"
+    )
+
+
+def test_characters_that_were_lost_before_are_said(tmp_path: Path) -> None:
+    """A file that was saved with `errors="replace"` has lost what a student should read."""
+    assert one(tmp_path, "x.csv", ROWS.replace("two", "caf\ufffd")).notes == [
+        f"{tmp_path}/x.csv:3: text: U+FFFD stands in 1 requests, for characters that were lost where the file was made"
+    ]

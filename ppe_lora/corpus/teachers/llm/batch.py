@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from ppe_lora.artifacts import write_text
+from ppe_lora.corpus.encodings import open_text
 from ppe_lora.corpus.teachers.llm.chat_format import mistral_body, openai_body, read_reply, shortened
 from ppe_lora.corpus.teachers.llm.exchange import Question, Reply, Unavailable
 
@@ -86,7 +87,7 @@ def read_batch_results(paths: Sequence[Path], questions: Iterable[Question]) -> 
     problems: dict[str, str] = {}
     asked = set(wanted)
     for path in paths:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with open_text(path, errors="replace") as file:
             for number, line in enumerate(file, 1):
                 key, outcome = _read_line(line, f"{path.name}:{number}")
                 if key not in asked or key in replies:

@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from ppe_lora.boundary import check_file, naming
 from ppe_lora.errors import FileError
@@ -157,9 +157,14 @@ def hash_json(content: Any) -> str:
 
 def hash_file(path: Path) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a file's bytes."""
+    return sha256(path)[:16]
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as `sha256sum` prints it."""
     check_file(path)
     with naming(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_adapter(folder: Path) -> str:
@@ -167,7 +172,9 @@ def hash_adapter(folder: Path) -> str:
     return hash_json([hash_file(folder / name) for name in ("adapter_config.json", "adapter_model.safetensors")])
 
 
-def write_manifest(folder: Path, inputs: Mapping[str, Any], *, files: Iterable[str] = (), **content: Any) -> None:
+def write_manifest(
+    folder: Path, inputs: Mapping[str, Any], *, files: Iterable[str] | Mapping[str, str] = (), **content: Any
+) -> None:
     """Write `manifest.json`, the last file of an output: that it exists means that the output is whole.
 
     Args:
@@ -200,25 +207,38 @@ def is_made_from(folder: Path, inputs: Mapping[str, Any]) -> bool:
     return path.is_file() and read_json(path).get("inputs_hash") == hash_json(inputs)
 
 
-def note_files(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+def note_files(folder: Path, names: Iterable[str] | Mapping[str, str]) -> dict[str, Any]:
     """The part of a manifest that says which files it stands for.
 
     Args:
         folder: Holds the files.
-        names: Relative to it, with `/`. A name without a file is noted, too: such a file must not appear later.
+        names: Relative to it, with `/`; as a mapping, with hashes that are known already. A name without a file is
+            noted, too: such a file must not appear later.
 
     Returns:
         `files`: the hash of each, or None; `stamps`: size in bytes, and times of change in nanoseconds.
     """
-    there = {name: (folder / name).is_file() for name in names}
+    known = names if isinstance(names, Mapping) else {}
+    paths = {name: _path_of(folder, name) for name in names}
+    there = {name: path for name, path in paths.items() if path.is_file()}
     return {
-        "files": {name: hash_file(folder / name) if found else None for name, found in there.items()},
-        "stamps": {name: _stamp(folder / name) for name, found in there.items() if found},
+        "files": {name: known.get(name) or hash_file(path) if name in there else None for name, path in paths.items()},
+        "stamps": {name: _stamp(path) for name, path in there.items()},
     }
 
 
-def changed_files(folder: Path, noted: Mapping[str, Any]) -> list[str]:
-    """What is no longer as a manifest has it, in words: `best/adapter_model.safetensors differs`.
+class Changed(NamedTuple):
+    """A file that is no longer as a manifest has it."""
+
+    name: str
+    what: Literal["is missing", "differs", "was not there"]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.what}"
+
+
+def changed_files(folder: Path, noted: Mapping[str, Any]) -> list[Changed]:
+    """What is no longer as a manifest has it, in the manifest's order.
 
     Args:
         folder: Of the manifest.
@@ -227,13 +247,13 @@ def changed_files(folder: Path, noted: Mapping[str, Any]) -> list[str]:
     """
     files, stamps, found = noted.get("files"), noted.get("stamps", {}), []
     for name, expected in files.items() if isinstance(files, Mapping) else ():
-        path = folder / name
+        path = _path_of(folder, name)
         if expected is None:
-            found += [f"{name} was not there"] if path.exists() else []
+            found += [Changed(name, "was not there")] if path.exists() else []
         elif not path.is_file():
-            found.append(f"{name} is missing")
-        elif _stamp(path) != stamps.get(name) and hash_file(path) != expected:
-            found.append(f"{name} differs")
+            found.append(Changed(name, "is missing"))
+        elif _stamp(path) != stamps.get(name) and sha256(path)[: len(expected)] != expected:
+            found.append(Changed(name, "differs"))
     return found
 
 
@@ -245,7 +265,8 @@ def check_files(folder: Path, remedy: str) -> None:
     """
     path = folder / "manifest.json"
     if path.is_file() and (changed := changed_files(folder, read_json(path))):
-        raise FileError(f"{folder}: expected the files that manifest.json notes; got {', '.join(changed)}; {remedy}")
+        found = ", ".join(map(str, changed))
+        raise FileError(f"{folder}: expected the files that manifest.json notes; got others: {found}; {remedy}")
 
 
 def files_below(folder: Path) -> list[str]:
@@ -254,6 +275,10 @@ def files_below(folder: Path) -> list[str]:
     return sorted(
         name.as_posix() for name in names if name.name != "manifest.json" and not any(p[0] == "." for p in name.parts)
     )
+
+
+def _path_of(folder: Path, name: str) -> Path:
+    return Path(os.path.normpath(folder / name))  # `../calibration.json` also where `folder` is yet to be made
 
 
 def _stamp(path: Path) -> list[int]:

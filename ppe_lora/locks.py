@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ppe_lora.artifacts import make_folder, write_json
-from ppe_lora.errors import InUse, RunError
+from ppe_lora.errors import InUse
 
 _SAYS_WITHIN_S = 0.5
 """How long a process may take from getting a lock to saying who it is."""
@@ -44,7 +44,6 @@ def holding(
 
     Raises:
         InUse: Another process holds it.
-        RunError: The lock cannot be written.
     """
     if wait is None and os.environ.get("RANK", "0") != "0":
         yield
@@ -61,23 +60,15 @@ def holding(
 
 
 def _acquired(path: Path, file: Path, holder: Path, remedy: str, wait: Callable[[str], None] | None) -> FileLock:
+    make_folder(file.parent)
+    lock = FileLock(file)
     try:
-        make_folder(file.parent)
-        lock = FileLock(file)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            if wait is None:
-                raise InUse(
-                    f"{path}: expected no other process at work there; got {_in_words(holder)}; {remedy}"
-                ) from None
-            wait(f"{path}: waiting for {_in_words(holder)}")
-            lock.acquire()
-    except OSError as error:
-        raise RunError(
-            f"{path}: expected to lock it; {file} cannot be written ({error.strerror or error}); make {file.parent} "
-            "writable, or work in another folder"
-        ) from error
+        lock.acquire(blocking=False)
+    except Timeout:
+        if wait is None:
+            raise InUse(f"{path}: expected no other process at work there; got {_in_words(holder)}; {remedy}") from None
+        wait(f"{path}: waiting for {_in_words(holder)}")
+        lock.acquire()
     return lock
 
 

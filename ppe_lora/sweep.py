@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ppe_lora.artifacts import read_json
+from ppe_lora.artifacts import changed_files, read_json
 from ppe_lora.console import console, progress
 from ppe_lora.errors import Interrupted, RecipeError, RunError
 from ppe_lora.evaluation.metrics import METRIC_VERSION
@@ -121,7 +121,9 @@ def is_finished(recipe: Recipe, data_dir: Path, run_dir: Path) -> bool:
     manifests = [folder / "manifest.json" for folder in (data_dir, run_dir, run_dir / "test", run_dir / "merged")]
     if not all(path.is_file() for path in (config, summary, *manifests)):
         return False
-    data, run, test, _ = map(read_json, manifests)
+    data, run, test, merged = map(read_json, manifests)
+    if any(changed_files(path.parent, made) for path, made in zip(manifests, (data, run, test, merged), strict=True)):
+        return False
     same_data = run["inputs"]["dataset_version"] == data["dataset_version"]
     same_metrics = (test["inputs"]["metric_version"], test["inputs"].get("format")) == (METRIC_VERSION, TEST_FORMAT)
     try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ppe_lora.artifacts import write_manifest
+from ppe_lora.artifacts import read_json, write_manifest
 from ppe_lora.corpus.rows import SPLITS, Row, row_id, split_path, write_rows
 from ppe_lora.student.collate import PackedCollator, completion_nll
 from ppe_lora.student.encode import encode_rows
@@ -51,6 +51,12 @@ def make_data(folder: Path, train: int = 24, valid: int = 8, test: int = 6) -> P
         write_rows(split_path(folder, split), rows[slice(*bounds[split])])
     write_manifest(folder, {"made": "by a test"}, dataset_version="test-data")
     return folder
+
+
+def as_measured(run: Path) -> None:
+    """Let the correction that now lies in a run folder be the one that its test rows were decoded with."""
+    training = read_json(run / "manifest.json")["inputs_hash"]
+    write_manifest(run / "test", {"training": training}, files=["../calibration.json", "../head.npz"])
 
 
 def make_recipe(folder: Path, model: Path, *lines: str, name: str = "run") -> Path:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ppe_lora.artifacts import (
     hash_file,
     hash_json,
-    is_current,
+    is_made_from,
     new_folder,
     read_json,
     write_json,
@@ -21,7 +21,7 @@ from ppe_lora.corpus.asks import make_asks
 from ppe_lora.corpus.filters import Filtered, Rejection, drop_duplicate_ids, filter_rows
 from ppe_lora.corpus.importers import Imported, input_hashes, read_import
 from ppe_lora.corpus.relabel import NoiseFloor, drop_far
-from ppe_lora.corpus.rows import SPLITS, Row, row_id, split_path, write_rows
+from ppe_lora.corpus.rows import SPLITS, Row, changed_rows, dataset_version, row_id, split_path, write_rows
 from ppe_lora.corpus.sampling import SamplerName, observed_hash
 from ppe_lora.corpus.split import BySplit, cap_rows, drop_held_out, drop_shared, split_rows
 from ppe_lora.corpus.stats import dataset_stats
@@ -89,7 +89,8 @@ def build_dataset(recipe: Recipe, folder: Path, *, skip_corrupt: bool = False) -
         skip_corrupt: Ask again what a corrupt line of the raw answers may have said, instead of stopping there.
 
     Raises:
-        DataError: The source cannot be used, the folder holds something else, or a split has no rows.
+        DataError: The source cannot be used, the folder holds something else or rows that somebody has changed, or a
+            split has no rows.
         PpeError: The teacher cannot be reached, or its budget is spent; what it said is kept.
     """
     teacher = None
@@ -98,7 +99,8 @@ def build_dataset(recipe: Recipe, folder: Path, *, skip_corrupt: bool = False) -
         settings = recipe.data.source.teacher
         teacher = make_teacher(settings, recipe.task, recipe.seed, raw_dir(folder), skip_corrupt=skip_corrupt)
     inputs = _inputs(recipe, teacher) | ({"reader": reader.version} if reader else {})
-    if is_current(folder, inputs):
+    if is_made_from(folder, inputs) and all(split_path(folder, split).is_file() for split in SPLITS):
+        dataset_version(folder)  # raises where somebody has changed the rows
         return _report(folder, read_json(folder / "manifest.json"), made=False)
     _check_replaceable(folder)
     # Read before a teacher is paid for rows that a mistake in this file would keep from being written.
@@ -288,6 +290,14 @@ def _check_replaceable(folder: Path) -> None:
                 f"{folder}: expected a data set to replace; got other files ({', '.join(foreign[:5])}); "
                 "move them, or choose another data.name"
             )
+    manifest = folder / "manifest.json"
+    found = changed_rows(folder, read_json(manifest)) if manifest.is_file() else []
+    changed = [one for one in found if one.what == "differs"]  # a missing one is lost already
+    if changed:
+        raise DataError(
+            f"{folder}: expected rows as they were built, to replace them; got others: {', '.join(map(str, changed))}; "
+            "move the folder, or choose another data.name"
+        )
 
 
 def _write(folder: Path, recipe: Recipe, built: _Built, inputs: dict[str, Any]) -> None:

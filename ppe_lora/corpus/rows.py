@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from ppe_lora.artifacts import read_json, write_text
+from ppe_lora.artifacts import Changed, changed_files, read_json, write_text
 from ppe_lora.cells import Request, Text, parse_json
 from ppe_lora.corpus.tables import raise_problems
 from ppe_lora.errors import DataError
@@ -47,14 +47,28 @@ def split_path(folder: Path, split: SplitName) -> Path:
 
 
 def dataset_version(folder: Path) -> str:
-    """The content hash of a finished data set.
+    """The content hash of a finished data set, whose rows are as they were built.
 
     Raises:
-        DataError: The data set has not been built.
+        DataError: The data set has not been built, or somebody has changed its rows since.
     """
     if not (folder / "manifest.json").is_file():
         raise DataError(f"{folder}: no finished data set; make it with `ppe-lora data build RECIPE`")
-    return str(read_json(folder / "manifest.json")["dataset_version"])
+    manifest = read_json(folder / "manifest.json")
+    if changed := changed_rows(folder, manifest):
+        raise DataError(
+            f"{folder}: expected the rows that were built; got others: {', '.join(map(str, changed))}; put them back, "
+            "or move the folder and build the data set again (rows of your own come in through data.source, kind: "
+            "import)"
+        )
+    return str(manifest["dataset_version"])
+
+
+def changed_rows(folder: Path, manifest: Mapping[str, Any]) -> list[Changed]:
+    """Split files that are no longer as a data set's manifest has them; see `artifacts.changed_files`."""
+    names = {split_path(folder, split).name for split in SPLITS}
+    noted = {name: value for name, value in manifest.get("files", {}).items() if name in names}
+    return changed_files(folder, {**manifest, "files": noted})
 
 
 def to_json(row: Row) -> str:

@@ -130,6 +130,8 @@ def read_calibration(path: Path, task: ScoresTask, *, with_head: bool = True) ->
         keys = list(stored["keys"])
         if not (np.isfinite(found.weight_KJ).all() and np.isfinite(found.offset_K).all() and 0 <= found.width < np.inf):
             raise ValueError("weights, offsets or a width that are no numbers")
+        if found.kind not in found.cv_mse_norm:
+            raise ValueError(f"no error of {found.kind}")
         if stored["coverage"] != COVERAGE:
             raise ValueError(f"intervals of {stored['coverage']}, not of {COVERAGE}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppe_lora.artifacts import read_json
-from ppe_lora.errors import RunError
+from ppe_lora.errors import FileError, RunError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.paired import Difference, adjusted, differences, row_scores
 from ppe_lora.evaluation.selection import format_rate, metric_of
@@ -93,7 +93,7 @@ def build_leaderboard(runs: Mapping[Path, Recipe], failed: Mapping[str, str]) ->
             if recipe.name in failed:  # what lies in its folder may be of another recipe
                 raise RunError(failed[recipe.name])
             stored = read_run(run_dir)
-        except RunError as error:
+        except (FileError, RunError) as error:
             unfinished[recipe.name] = str(error).removeprefix(f"{run_dir}: ")
             continue
         valid = read_json(run_dir / "best" / "eval_metrics.json")

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppe_lora.artifacts import read_json, read_jsonl
+from ppe_lora.artifacts import check_files, read_json, read_jsonl
 from ppe_lora.corpus.rows import dataset_version
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.evaluation.paired import Column
+from ppe_lora.evaluation.runs import check_measured, check_training
 from ppe_lora.evaluation.selection import selected_by
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.recipe.load import differing_keys, is_decisive
@@ -74,6 +75,7 @@ def check_finished(run_dir: Path) -> None:
     Raises:
         RunError: There is no run, it is unfinished (and what is missing), or its test rows were decoded by an earlier
             training.
+        FileError: Somebody has changed its files.
     """
     training, test = run_dir / "manifest.json", run_dir / "test"
     if not (run_dir / "config.yaml").is_file():
@@ -82,8 +84,8 @@ def check_finished(run_dir: Path) -> None:
         raise RunError(f"{run_dir}: unfinished run: the training has not ended; `ppe-lora train RECIPE --resume`")
     if not (test / "manifest.json").is_file():
         raise RunError(f"{run_dir}: unfinished run: the test rows are not decoded yet; `ppe-lora evaluate RECIPE`")
-    if read_json(test / "manifest.json")["inputs"]["training"] != read_json(training)["inputs_hash"]:
-        raise RunError(f"{run_dir}: the test rows were decoded by an earlier training; `ppe-lora evaluate RECIPE`")
+    check_training(run_dir)
+    check_measured(run_dir)
 
 
 def read_run(run_dir: Path) -> Stored:
@@ -101,7 +103,9 @@ def read_evaluation(folder: Path, name: str, recipe: Recipe) -> Stored:
 
     Raises:
         RunError: Its predictions are broken.
+        FileError: Somebody has changed its files.
     """
+    check_files(folder, "evaluate again")
     path = folder / "eval_predictions.jsonl"
     try:
         predictions = {row["id"]: row for row in read_jsonl(path)}
@@ -135,12 +139,14 @@ def check_made_from(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
 
     Raises:
         RunError: It is not finished or of another recipe, or the data set has been built anew since.
-        DataError: The data set has not been built.
+        FileError: Somebody has changed the training's files.
+        DataError: The data set has not been built, or somebody has changed its rows.
     """
     if not (run_dir / "config.yaml").is_file():
         raise RunError(f"{run_dir}: no training here yet; run `ppe-lora run RECIPE`")
     if not (run_dir / "manifest.json").is_file():
         raise RunError(f"{run_dir}: the training is not finished; run `ppe-lora train RECIPE --resume`")
+    check_training(run_dir)
     another = "under another name (name=...)"
     check_recipe(recipe, run_dir, f"Leave these keys as they were, or run the recipe {another}", ("evaluate.", "data."))
     trained, found = read_json(run_dir / "manifest.json")["inputs"]["dataset_version"], dataset_version(data_dir)

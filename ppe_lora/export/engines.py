@@ -11,13 +11,12 @@ model with the hashes of its own files; `served.prove` adds what an engine answe
 from pathlib import Path
 from typing import Any
 
-from ppe_lora.artifacts import is_current, read_json, write_manifest
+from ppe_lora.artifacts import is_current, new_folder, read_json, write_manifest
 from ppe_lora.console import console
 from ppe_lora.export.card import run_metrics, weights_note
 from ppe_lora.export.gguf import write_gguf
-from ppe_lora.export.merge import whole_or_nothing
 from ppe_lora.export.onnx import write_onnx
-from ppe_lora.export.parity import copy_certificate
+from ppe_lora.export.parity import certified_files, copy_certificate
 from ppe_lora.export.vllm import write_vllm
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import Engine
@@ -47,10 +46,10 @@ def export_for_engines(recipe: Recipe, run_dir: Path) -> None:
                 console.print(f"{out}: complete and unchanged")
                 continue
             console.print(f"{out}: writing")
-            with whole_or_nothing(out) as folder:
+            with new_folder(out) as folder:
                 _write(engine, recipe, run_dir, tokenizer, folder)
                 copy_certificate(merged, folder)
-                write_manifest(folder, inputs)
+                write_manifest(folder, inputs, files=certified_files(folder))
             console.print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     state.wait_for_everyone()
 

@@ -8,13 +8,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ppe_lora.artifacts import hash_file, hash_json, write_json, write_manifest
+from ppe_lora.artifacts import files_below, hash_file, hash_json, new_folder, write_json, write_manifest
 from ppe_lora.errors import ModelError
 from ppe_lora.export.model_files import write_config
 from ppe_lora.export.plan import DTYPES, MergePlan, PlannedTensor, plan_merge
@@ -79,14 +78,14 @@ def merge_adapter(
         inputs: What the manifest says this was made from; by default `merge_inputs` of the arguments.
         save_tokenizer: Writes the tokenizer into a folder; by default the files of the base are copied.
         finish: Called with the merged folder before it takes its final name, to prove it and to add a model card.
-            What it returns goes into the manifest; what it raises leaves no `out`.
+            What it returns goes into the manifest, `files` with hashes that it knows; what it raises leaves no `out`.
 
     Raises:
         ModelError: A folder lacks files, the base lacks weights, the adapter does not fit the base, the merged weights
             are not finite, or there is no room for them.
     """
     plan = plan_merge(base_folder, adapter_folder, dtype)
-    with whole_or_nothing(out) as folder:
+    with new_folder(out) as folder:
         _check_room(folder, plan)
         write_weights(plan, adapter_folder / "adapter_model.safetensors", folder)
         report = _report(plan)
@@ -98,27 +97,10 @@ def merge_adapter(
         else:
             save_tokenizer(folder)
         facts = finish(folder, report) if finish else {}
-        files = sorted(path.name for path in folder.iterdir())
         made_from = merge_inputs(base_folder, adapter_folder, dtype) if inputs is None else inputs
-        write_manifest(folder, made_from, **{"merge": report._asdict(), "files": files, **facts})
+        facts = {"files": files_below(folder), **facts}
+        write_manifest(folder, made_from, merge=report._asdict(), **facts)
     return report
-
-
-@contextmanager
-def whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name at the end; an exception leaves `out` as it was."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}.*.tmp"):
-        shutil.rmtree(left)  # of an export that was killed
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @torch.no_grad()

@@ -9,12 +9,11 @@
 Every export folder has its own. Engines append their entries with `add_entry`; who serves calls `check_files` first.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppe_lora.artifacts import read_json, write_json
+from ppe_lora.artifacts import changed_files, files_below, read_json, sha256, write_json
 from ppe_lora.corpus.rows import Row
 from ppe_lora.errors import ModelError
 from ppe_lora.tasks.scores import Answer, Language, ScoresTask
@@ -23,6 +22,8 @@ FILE_NAME = "parity.json"
 # Written after the certificate, or meant to be edited.
 _NOT_CERTIFIED = {FILE_NAME, "manifest.json", "README.md"}
 _WEIGHTS = {".safetensors", ".gguf", ".onnx", ".onnx_data", ".bin", ".pt", ".pth"}
+_READ = _WEIGHTS | {".npz", ".json", ".jinja", ".model"}
+"""Endings of what models and their read-outs are loaded from."""
 
 
 class Reading(NamedTuple):
@@ -162,22 +163,34 @@ def told_difference(found: Mapping[str, Any], read_out: str) -> str:
 
 def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 by relative name of the files that a certificate speaks of."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return {name: _sha256(folder / name) for name in names if _is_certified(name)}
+    return {name: sha256(folder / name) for name in files_below(folder) if name not in _NOT_CERTIFIED}
 
 
-def check_files(folder: Path) -> None:
-    """Refuse an export whose files are not those that were proven.
+def certified_files(folder: Path) -> dict[str, str]:
+    """What `hash_files` entered into a folder's certificate.
 
     Raises:
-        ModelError: There is no certificate, a file is missing or differs from its hash, or there are further weights.
+        ModelError: The folder has no certificate.
     """
-    certified: dict[str, str] = _read(folder)["files"]
-    problems = [f"{name} is missing" for name in certified if not (folder / name).is_file()]
-    if not problems:
-        problems = [f"{name} differs" for name, expected in certified.items() if _sha256(folder / name) != expected]
-    further = [path.name for path in folder.iterdir() if path.suffix in _WEIGHTS and path.name not in certified]
-    problems += [f"{name} is not in it" for name in sorted(further)]
+    return dict(_read(folder)["files"])
+
+
+def check_files(folder: Path, *, weights: bool = True) -> None:
+    """Refuse an export whose files are not those that were proven.
+
+    Args:
+        folder: The export.
+        weights: Whether to look at weights, too: whoever asks an engine for answers does not load them.
+
+    Raises:
+        ModelError: There is no certificate, a file is missing or differs from its hash, or there are further files that
+            a model is read from.
+    """
+    certified = certified_files(folder)
+    looked_at = {name: one for name, one in certified.items() if weights or Path(name).suffix not in _WEIGHTS}
+    problems = [*map(str, changed_files(folder, {"files": looked_at}))]  # no times: these files have come from anywhere
+    further = [path.name for path in folder.iterdir() if path.suffix in _READ and path.name not in certified]
+    problems += [f"{name} is not in it" for name in sorted(set(further) - _NOT_CERTIFIED)]
     if problems:
         raise ModelError(
             f"{folder}: expected the files that {FILE_NAME} certifies; got others: {', '.join(problems)}; "
@@ -193,12 +206,3 @@ def _read(folder: Path) -> dict[str, Any]:
         )
     content: dict[str, Any] = read_json(path)
     return content
-
-
-def _is_certified(name: str) -> bool:
-    return name not in _NOT_CERTIFIED and not any(part.startswith(".") for part in Path(name).parts)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,23 +15,25 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ppe_lora.artifacts import hash_file, is_current, read_json, write_manifest
+from ppe_lora.artifacts import hash_file, is_current, new_folder, read_json, write_manifest
 from ppe_lora.console import console
 from ppe_lora.corpus.rows import dataset_version, read_rows, split_path, targets_matrix
 from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.metrics import score
+from ppe_lora.evaluation.runs import check_measured
 from ppe_lora.evaluation.selection import metric_of
 from ppe_lora.evaluation.stored import check_made_from
 from ppe_lora.export.adapter import write_adapter
 from ppe_lora.export.answers import Answers, answer_rows, read_correction
 from ppe_lora.export.card import run_metrics, write_model_card
 from ppe_lora.export.contract import contract_of, uncorrected, write_contract
-from ppe_lora.export.merge import MergeReport, merge_adapter, merge_inputs, whole_or_nothing
+from ppe_lora.export.merge import MergeReport, merge_adapter, merge_inputs
 from ppe_lora.export.model_files import write_generation_config, write_tokenizer
 from ppe_lora.export.parity import (
     Reading,
     add_entry,
     asked,
+    certified_files,
     compare,
     copy_certificate,
     told_difference,
@@ -41,7 +43,7 @@ from ppe_lora.export.quantize import CALIBRATION_ROWS, check_loss, write_quantiz
 from ppe_lora.export.verify import reload_and_decode
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import Student
-from ppe_lora.student.base import resolve_base
+from ppe_lora.student.base import resolve_trained_base
 from ppe_lora.student.decode import answer_token_limit
 from ppe_lora.student.evaluate import EncodedSplit, encode_for
 from ppe_lora.student.head import FILE as HEAD_FILE
@@ -95,15 +97,17 @@ def export_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
 
     Raises:
         RunError: The run is not finished, or is of another recipe or data set.
-        ModelError: The merged model cannot be reloaded, or does not answer as the adapter did, or the quantized one
-            loses more than the recipe allows.
+        FileError: Somebody has changed its files.
+        ModelError: The base is no longer the one it was trained on, the merged model cannot be reloaded, or does not
+            answer as the adapter did, or the quantized one loses more than the recipe allows.
     """
     check_made_from(recipe, data_dir, run_dir)
+    check_measured(run_dir)
     state = processes()
     if state.is_main_process:
         if told := uncorrected(contract_of(recipe), run_dir):
             console.print(told, markup=False)
-        base = resolve_base(recipe.student)
+        base = resolve_trained_base(recipe.student, run_dir)
         run = _Run(recipe, data_dir, run_dir, base, load_tokenizer(base), state.device)
         inputs = _inputs(run)
         wanted: dict[str, tuple[_Export, dict[str, Any]]] = {
@@ -186,15 +190,16 @@ def _prove(run: _Run, folder: Path, report: MergeReport) -> Mapping[str, Any]:
         "largest_difference": found["largest_difference"],
         "adapter": adapter.metrics,
         "merged": merged.metrics,
+        "files": certified_files(folder),
     }
 
 
 def _export_adapter(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
-    with whole_or_nothing(out) as folder:
+    with new_folder(out) as folder:
         write_adapter(run.recipe, run.base, run.folder, folder)
         _write_reading(run, folder)
         copy_certificate(run.folder / "merged", folder)
-        write_manifest(folder, inputs)
+        write_manifest(folder, inputs, files=certified_files(folder))
     return f"{out}: the adapter alone, for {read_json(out / 'adapter_config.json')['base_model_name_or_path']}"
 
 
@@ -204,7 +209,7 @@ def _export_quantized(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
         raise ValueError("expected a kind of quantization; got none")
     console.print(f"{out}: quantizing to {kind}, then decoding {len(split.rows)} rows")
     unquantized = run.recipe.student.model_copy(update={"quantization": "none"})
-    with whole_or_nothing(out) as folder:
+    with new_folder(out) as folder:
         rows = run.rows("train", CALIBRATION_ROWS).encoded if kind == "gptq" else []
         write_quantized(unquantized, kind, merged, folder, run.device, rows)
         save_tokenizer_files(merged, folder)
@@ -220,7 +225,8 @@ def _export_quantized(run: _Run, out: Path, inputs: Mapping[str, Any]) -> str:
         _write_card(run, folder, {"quantization": verdict}, table, f"merged and quantized to {kind}")
         copy_certificate(merged, folder)
         add_entry(folder, run.recipe.task, f"quantized to {kind}, ppe_lora", answers.readings[:PARITY_ROWS])
-        write_manifest(folder, inputs, verdict=verdict, merged=before, quantized=answers.metrics)
+        files = certified_files(folder)
+        write_manifest(folder, inputs, files=files, verdict=verdict, merged=before, quantized=answers.metrics)
     return f"{out}: {verdict}"
 
 

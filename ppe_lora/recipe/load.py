@@ -107,6 +107,12 @@ def differing_keys(first: Recipe, second: Recipe) -> list[str]:
     return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
 
 
+def changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the keys that both have, with another value now. What a newer version adds is no change."""
+    one, other = _flatten(before), _flatten(now)
+    return sorted(key for key in one.keys() & other.keys() if one[key] != other[key])
+
+
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """Every value of a recipe by its dotted name, in the recipe's order."""
     return _flatten(recipe.model_dump(mode="json"))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppe_lora.artifacts import read_json, read_jsonl
+from ppe_lora.artifacts import check_files, read_json, read_jsonl
 from ppe_lora.corpus.description import DataSet, read_dataset
 from ppe_lora.corpus.rows import Row, split_path
 from ppe_lora.errors import RunError
@@ -124,6 +124,7 @@ def _model_baselines(
     found = _optional(folder / "manifest.json")
     if found is None or found["inputs"]["test_rows"] != test["inputs"]["test_rows"]:
         return {}
+    check_files(folder, "`ppe-lora baselines RECIPE --models`")
     return _baselines(folder / "predictions.jsonl", predictions, task)
 
 

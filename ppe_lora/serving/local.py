@@ -11,6 +11,7 @@ import torch
 from ppe_lora.corpus.rows import Row
 from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.calibration import Calibration
+from ppe_lora.evaluation.runs import check_measured, check_training
 from ppe_lora.export.contract import Contract
 from ppe_lora.export.parity import check_files
 from ppe_lora.recipe import Recipe
@@ -20,7 +21,7 @@ from ppe_lora.serving.backend import ApiError, Ask, Reply
 from ppe_lora.serving.batching import Batcher, QueueFull
 from ppe_lora.serving.reading import Reader, find_calibration
 from ppe_lora.serving.settings import Settings
-from ppe_lora.student.base import resolve_base
+from ppe_lora.student.base import resolve_base, resolve_trained_base
 from ppe_lora.student.collate import packs_exactly
 from ppe_lora.student.decode import Decoder
 from ppe_lora.student.encode import EncodedRow, encode_rows
@@ -64,9 +65,13 @@ def load_run(folder: Path, recipe: Recipe, contract: Contract) -> Loaded:
 
     Raises:
         ModelError: The base model, the adapter or the tokenizer cannot be used.
+        FileError: They, or the run's files, are not those that were trained and measured.
+        RunError: The run's evaluation has not ended.
     """
+    check_training(folder)
+    check_measured(folder)
     calibration = _calibration(folder, contract)
-    base = resolve_base(recipe.student)
+    base = resolve_trained_base(recipe.student, folder)
     model = load_adapter(load_base(recipe.student, base, _device()), folder / "best")
     return Loaded("adapter", contract, model, load_tokenizer(base), calibration, Head.load(folder))
 

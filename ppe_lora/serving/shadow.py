@@ -34,9 +34,9 @@ class Shadow:
         self.name = name
         self._backend = backend
         self._open = ExitStack()
-        self._open.enter_context(holding(path, "name another file with --shadow-log"))
         # Unbuffered: what a full disk does not take is gone, and not tried again at every line.
         self._log = self._open.enter_context(open(path, "ab", buffering=0, opener=opener))  # noqa: SIM115
+        self._open.enter_context(holding(path, "name another file with --shadow-log"))
         self._torn = False
         keep_file_out_of_git(path)
         self._under_way: set[asyncio.Task[None]] = set()

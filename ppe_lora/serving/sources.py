@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ppe_lora.console import console
 from ppe_lora.errors import ServeError
-from ppe_lora.evaluation.runs import find_run, no_run
+from ppe_lora.evaluation.runs import check_measured, check_training, find_run, no_run
 from ppe_lora.export.contract import FILE_NAME, Contract, contract_of, read_contract, uncorrected
+from ppe_lora.export.parity import check_files
 from ppe_lora.recipe.load import load_recipe
 from ppe_lora.redaction import address_problem
 from ppe_lora.serving.backend import Backend
@@ -165,7 +166,13 @@ def _open_engine(source: Source, url: str, contract: Contract | None, asked: Con
     from ppe_lora.serving.reading import Reader, find_calibration
 
     place = Path(source.place)
-    folder = _exported(place) or place
+    exported = _exported(place)
+    if exported is not None:
+        check_files(exported, weights=False)
+    else:
+        check_training(place)
+        check_measured(place)
+    folder = exported or place
     _tell_if_uncorrected(contract, folder)
     calibration = find_calibration(folder, contract.task, with_head=False)
     if calibration is not None and contract.read_out == "calibrated":
@@ -182,13 +189,13 @@ def _open_engine(source: Source, url: str, contract: Contract | None, asked: Con
 
 
 def _tokenizer(place: Path) -> "StudentTokenizer":
-    from ppe_lora.student.base import resolve_tokenizer
+    from ppe_lora.student.base import resolve_trained_base
     from ppe_lora.student.tokenizer import load_tokenizer
     from ppe_lora.student.tokenizer_files import tokenizer_files
 
     exported = _exported(place)
     if exported is None:
-        return load_tokenizer(resolve_tokenizer(load_recipe(place / "config.yaml").student))
+        return load_tokenizer(resolve_trained_base(load_recipe(place / "config.yaml").student, place, weights=False))
     if not tokenizer_files(exported):
         raise ServeError(f"{place}: expected the model's tokenizer; got none; name the run, or its merged/ folder")
     return load_tokenizer(exported)

@@ -16,7 +16,17 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from ppe_lora import network
-from ppe_lora.artifacts import files_below, hash_file, hash_json, is_current, new_folder, read_json, write_manifest
+from ppe_lora.artifacts import (
+    changed_files,
+    files_below,
+    hash_file,
+    hash_json,
+    is_current,
+    new_folder,
+    note_files,
+    read_json,
+    write_manifest,
+)
 from ppe_lora.console import console
 from ppe_lora.errors import ModelError
 from ppe_lora.locks import holding
@@ -24,7 +34,7 @@ from ppe_lora.recipe.schema import Student
 from ppe_lora.student.mistral3 import write_text_model
 from ppe_lora.student.own_code import refuse_own_code
 from ppe_lora.student.tensors import open_tensors, weights_remedy
-from ppe_lora.student.tokenizer_files import save_tokenizer_files
+from ppe_lora.student.tokenizer_files import TOKENIZER_FILES, save_tokenizer_files, tokenizer_files
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -64,6 +74,49 @@ def resolve_tokenizer(student: Student) -> Path:
         ModelError: There is no such folder or repository, or it cannot be reached.
     """
     return _find(student, _TOKENIZER_FILES)
+
+
+def resolve_trained_base(student: Student, run_dir: Path, *, weights: bool = True) -> Path:
+    """The base model that a run's adapter was trained on, whose files are still the same.
+
+    Args:
+        student: The run's.
+        run_dir: A finished run.
+        weights: Whether they are wanted; else the folder is for `load_tokenizer` alone.
+
+    Raises:
+        ModelError: As `resolve_base`, or somebody has changed the model since.
+    """
+    base = resolve_base(student) if weights else resolve_tokenizer(student)
+    check_base(base, read_json(run_dir / "manifest.json").get("base", {}), run_dir, weights=weights)
+    return base
+
+
+def note_base(base: Path) -> dict[str, Any]:
+    """The files of a base model that decide what it says, with their hashes, as `check_base` compares them."""
+    names = {"config.json", "generation_config.json", "model.safetensors.index.json", *TOKENIZER_FILES}
+    names |= {path.name for path in (*weight_files(base), *tokenizer_files(base))}
+    return note_files(base, sorted(names))
+
+
+def check_base(base: Path, noted: Mapping[str, Any], run_dir: Path, *, weights: bool = True) -> None:
+    """Raise unless a base model is the one that was noted.
+
+    Args:
+        base: Its folder.
+        noted: From `note_base`; nothing for a run of an earlier version, which passes.
+        run_dir: The run that noted it, for the message.
+        weights: Whether to look at the weights, too.
+
+    Raises:
+        ModelError: Files are missing, or somebody has changed them.
+    """
+    changed = [one for one in changed_files(base, noted) if weights or not one.name.endswith(".safetensors")]
+    if changed:
+        raise ModelError(
+            f"{base}: expected the base model that {run_dir} was trained on; got other files: "
+            f"{', '.join(map(str, changed))}; put them back, or train again with --fresh"
+        )
 
 
 def is_on_hub(model: str) -> bool:

@@ -15,14 +15,15 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ppe_lora.artifacts import read_json
+from ppe_lora.artifacts import check_files, files_below, hash_adapter, new_folder, read_json, write_manifest
 from ppe_lora.console import Advance, console, warn
 from ppe_lora.errors import SelectionError
 from ppe_lora.evaluation.metrics import Matrix, ratio
+from ppe_lora.evaluation.runs import epoch_folders
 from ppe_lora.evaluation.selection import metric_of, select_epoch
 from ppe_lora.interruption import signals_to, stop
 from ppe_lora.recipe.schema import Evaluate, Recipe
-from ppe_lora.student.checkpoints import epoch_folders, step_of
+from ppe_lora.student.checkpoints import step_of
 from ppe_lora.student.divergence import Diverged, check_adapter, check_step
 from ppe_lora.student.evaluate import EncodedSplit, Evaluation, evaluate_student, write_evaluation
 from ppe_lora.student.processes import processes
@@ -212,8 +213,10 @@ class EpochEvaluation(TrainerCallback):
             times = {"epoch": float(epoch), "step": float(state.global_step)}
             train_loss = {"train_loss": _mean_train_loss(self.run_dir, epoch)}
             result = result._replace(metrics=times | train_loss | result.metrics)
-            student.save_pretrained(str(folder / "adapter"))
-            write_evaluation(folder, result)
+            with new_folder(folder) as made:
+                student.save_pretrained(str(made / "adapter"))
+                write_evaluation(made, result)
+                write_manifest(made, {"epoch": epoch}, files=files_below(made))
             history = epoch_metrics(self.run_dir)
             best = best_epoch(history, settings)
             keep_best(self.run_dir, best)
@@ -245,7 +248,13 @@ def _times(error: float, trivial: float) -> str:
 
 
 def epoch_metrics(run_dir: Path) -> dict[int, dict[str, float]]:
-    """Metrics of every evaluated epoch of a run."""
+    """Metrics of every evaluated epoch of a run.
+
+    Raises:
+        FileError: Somebody has changed an epoch's files, by which the best one is chosen.
+    """
+    for folder in epoch_folders(run_dir):
+        check_files(folder, "put them back, or train again with --fresh")
     return {int(folder.name): read_json(folder / "eval_metrics.json") for folder in epoch_folders(run_dir)}
 
 
@@ -266,19 +275,18 @@ def is_exhausted(history: dict[int, dict[str, float]], recipe: Recipe) -> bool:
 
 def keep_best(run_dir: Path, epoch: int | None) -> None:
     """Make `best/` a copy of that epoch's adapter and metrics, replaced in one step; nothing passing leaves none."""
-    best, fresh = run_dir / "best", run_dir / ".best"
+    best = run_dir / "best"
     if epoch is None:
         shutil.rmtree(best, ignore_errors=True)
         return
     folder = run_dir / "epochs" / f"{epoch:03d}"
     metrics = (folder / "eval_metrics.json").read_bytes()
-    if (best / "eval_metrics.json").is_file() and (best / "eval_metrics.json").read_bytes() == metrics:
+    kept = (best / "eval_metrics.json").is_file() and (best / "eval_metrics.json").read_bytes() == metrics
+    if kept and hash_adapter(best) == hash_adapter(folder / "adapter"):
         return
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(folder / "adapter", fresh)
-    (fresh / "eval_metrics.json").write_bytes(metrics)
-    shutil.rmtree(best, ignore_errors=True)
-    fresh.rename(best)
+    with new_folder(best) as made:
+        shutil.copytree(folder / "adapter", made, dirs_exist_ok=True)
+        (made / "eval_metrics.json").write_bytes(metrics)
 
 
 def _mean_train_loss(run_dir: Path, epoch: int) -> float:

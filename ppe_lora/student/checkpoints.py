@@ -5,13 +5,14 @@ file, written last; a folder without it, or with a file that differs, is not a c
 """
 
 import csv
-import os
+import io
 import re
 import shutil
 from pathlib import Path
 
-from ppe_lora.artifacts import hash_file, read_json, write_json
+from ppe_lora.artifacts import commit_folder, files_below, hash_file, read_json, sync, write_json, write_text
 from ppe_lora.errors import FileError, RunError
+from ppe_lora.evaluation.runs import epoch_folders
 
 STAGING = ".writing"
 _COMPLETE = "complete.json"
@@ -21,14 +22,12 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 def commit_checkpoint(state_dir: Path, step: int, keep: int) -> Path:
     """Turn the staged checkpoint of `step` into a real one and delete the oldest beyond `keep`."""
     staged = state_dir / STAGING / f"checkpoint-{step}"
-    files = sorted(path for path in staged.rglob("*") if path.is_file())
-    for path in files:
-        _sync(path)
-    write_json(staged / _COMPLETE, {str(path.relative_to(staged)): hash_file(path) for path in files})
+    log = state_dir.parent / "train_log.csv"
+    if log.is_file():  # a resume cuts it at this step: its lines must be as safe as the checkpoint
+        sync(log)
+    write_json(staged / _COMPLETE, {name: hash_file(staged / name) for name in files_below(staged)})
     final = state_dir / staged.name
-    shutil.rmtree(final, ignore_errors=True)
-    staged.rename(final)
-    _sync(state_dir)
+    commit_folder(staged, final)
     for _, path in _folders(state_dir)[keep:]:
         shutil.rmtree(path, ignore_errors=True)
     shutil.rmtree(state_dir / STAGING, ignore_errors=True)
@@ -63,19 +62,13 @@ def cut_history(run_dir: Path, step: int) -> None:
         with log.open(newline="", encoding="utf-8") as file:
             header, *lines = list(csv.reader(file)) or [[]]
         kept = [line for line in lines if len(line) == len(header) and int(line[0]) <= step]
-        temporary = log.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *kept])
-        temporary.replace(log)
+        cut = io.StringIO()
+        csv.writer(cut).writerows([header, *kept])
+        write_text(log, cut.getvalue())
     for folder in epoch_folders(run_dir):
         metrics = folder / "eval_metrics.json"
         if not metrics.is_file() or read_json(metrics)["step"] > step:
             shutil.rmtree(folder)
-
-
-def epoch_folders(run_dir: Path) -> list[Path]:
-    """The folders of the epochs evaluated so far, in order."""
-    return sorted(path for path in (run_dir / "epochs").glob("[0-9][0-9][0-9]") if path.is_dir())
 
 
 def _folders(state_dir: Path) -> list[tuple[int, Path]]:
@@ -97,11 +90,3 @@ def _damage(checkpoint: Path) -> str | None:
         if hash_file(path) != expected:
             return f"{name} is damaged"
     return None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -42,6 +42,9 @@ from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import Answer, Rejected, ScoresTask
 
+EVALUATION_FILES = ("eval_metrics.json", "eval_predictions.jsonl")
+"""What `write_evaluation` writes."""
+
 
 class EncodedSplit(NamedTuple):
     """The rows of a split that fit the model, with their tokens, and how many did not fit."""

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ppe_lora.artifacts import write_bytes
+from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.metrics import Matrix
 from ppe_lora.student.collate import PackedCollator, model_inputs
 from ppe_lora.student.encode import EncodedRow, alike
@@ -78,7 +79,13 @@ class Head(NamedTuple):
         if not path.is_file():
             return None
         arrays = read_arrays(path, ("layers", "weight", "offset"), "a head", _REMEDY)
-        return Head(tuple(map(int, arrays["layers"])), arrays["weight"], arrays["offset"])
+        head = Head(tuple(map(int, arrays["layers"])), arrays["weight"], arrays["offset"])
+        if head.weight_LKD.ndim != 3 or head.weight_LKD.shape[:2] != (len(head.layers), *head.offset_K.shape):
+            raise ModelError(
+                f"{path}: expected a head; got weights {head.weight_LKD.shape} for {len(head.layers)} layers and "
+                f"{head.offset_K.shape} offsets; {_REMEDY}"
+            )
+        return head
 
 
 class TeachingHeads(NamedTuple):

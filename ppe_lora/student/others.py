@@ -9,7 +9,7 @@ from ppe_lora.evaluation.correct import corrected
 from ppe_lora.evaluation.metrics import METRIC_VERSION
 from ppe_lora.recipe import Recipe
 from ppe_lora.recipe.schema import Objective
-from ppe_lora.student.evaluate import evaluate_student, write_evaluation
+from ppe_lora.student.evaluate import EVALUATION_FILES, evaluate_student, write_evaluation
 from ppe_lora.student.processes import processes
 from ppe_lora.student.ready import make_ready
 from ppe_lora.student.test_rows import evaluate_test_rows
@@ -49,7 +49,7 @@ def evaluate_other(recipe: Recipe, data_dir: Path, run_dir: Path, adapter: Path 
     if is_current(folder, inputs):
         return
     state = processes()
-    model, tokenizer, split, trie = make_ready(recipe, rows, adapter)
+    model, tokenizer, split, trie = make_ready(recipe, rows, run_dir, adapter)
     train_NK = targets_matrix(train_rows, recipe.task)
     result = evaluate_student(model, split, train_NK, recipe.task, tokenizer, recipe.evaluate, trie)
     if state.is_main_process:
@@ -57,7 +57,7 @@ def evaluate_other(recipe: Recipe, data_dir: Path, run_dir: Path, adapter: Path 
             predictions, metrics = corrected(result.predictions, None, recipe.task)
             result = result._replace(predictions=predictions, metrics=result.metrics | metrics)
         write_evaluation(folder, result)
-        write_manifest(folder, inputs, rows=len(split.rows), device=str(state.device))
+        write_manifest(folder, inputs, files=EVALUATION_FILES, rows=len(split.rows), device=str(state.device))
     state.wait_for_everyone()
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ppe_lora.corpus.rows import Row
 from ppe_lora.recipe import Recipe
-from ppe_lora.student.base import resolve_base
+from ppe_lora.student.base import resolve_trained_base
 from ppe_lora.student.collate import packs_exactly
 from ppe_lora.student.evaluate import EncodedSplit, encode_for
 from ppe_lora.student.load import StudentModel, load_adapter, load_base
@@ -25,13 +25,13 @@ class Ready(NamedTuple):
     """None where the model does not compute packs exactly: there are no distributions then."""
 
 
-def make_ready(recipe: Recipe, rows: Sequence[Row], adapter: Path | None) -> Ready:
-    """Load a recipe's student, with an adapter or as it is, on this process's device.
+def make_ready(recipe: Recipe, rows: Sequence[Row], run_dir: Path, adapter: Path | None) -> Ready:
+    """Load the student of a finished run, with an adapter or as it is, on this process's device.
 
     Raises:
-        ModelError: The base model, the tokenizer or the adapter cannot be used.
+        ModelError: The base model, the tokenizer or the adapter cannot be used, or the base is no longer the run's.
     """
-    base = resolve_base(recipe.student)
+    base = resolve_trained_base(recipe.student, run_dir)
     tokenizer = load_tokenizer(base)
     bare = load_base(recipe.student, base, processes().device)
     model: StudentModel = load_adapter(bare, adapter) if adapter else bare

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from ppe_lora.artifacts import hash_file, hash_json, read_json
 from ppe_lora.errors import ModelError
+from ppe_lora.student.chat_template import DAY, pin_dates
 from ppe_lora.student.own_code import refuse_own_code
 from ppe_lora.student.tokenizer_files import (
     PROBE_TEXTS,
@@ -230,6 +231,10 @@ class TemplateStudentTokenizer(StudentTokenizer):
             raise ModelError(f"{folder}: expected tokenizer files; got {str(error).splitlines()[0]}") from error
         if not self._core.chat_template:
             raise ModelError(f"{folder}: expected a chat template; got none; use the model's Instruct version")
+        pinned = pin_dates(self._core.chat_template, folder)
+        if pinned != self._core.chat_template:
+            logger.warning("%s: the chat template writes today's date; %s is written instead", folder, DAY)
+            self._core.chat_template = pinned
         self.vocab_size = len(self._core)
         self.end_ids = tuple(sorted(self._find_end_ids()))
         if not self.end_ids:

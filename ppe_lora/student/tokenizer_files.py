@@ -7,10 +7,17 @@ from pathlib import Path
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from tokenizers import Tokenizer
 
+from ppe_lora.student.chat_template import pin_files
+
 _FILES = re.compile(
     r"tekken\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json"
     r"|merges\.txt|chat_template\.(?:jinja|json)|[\w.-]+\.model(?:\.v\w+)?"
 )
+TOKENIZER_FILES = (
+    "tekken.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""What transformers and mistral-common read where it is there: one that appears changes the prompts."""
 PROBE_TEXTS = (
     "雨上がりの夕方に合う、やわらかくて落ち着いた曲にしてほしい。",
     "「東京タワー」・ＡＢＣ１２３　全角とﾊﾝｶｸ\n😀 2024年12月31日",
@@ -29,10 +36,11 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def save_tokenizer_files(source: Path, folder: Path) -> None:
-    """Copy `tokenizer_files(source)` into `folder`, which is made when it is missing."""
+    """Copy `tokenizer_files(source)` into `folder`, which is made when it is missing; dates in templates are pinned."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in tokenizer_files(source):
         shutil.copyfile(file, folder / file.name)
+    pin_files(folder)
 
 
 def mistral_file(folder: Path) -> Path | None:

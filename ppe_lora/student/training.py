@@ -13,15 +13,21 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
 
-from ppe_lora.artifacts import is_current, read_json, write_json, write_manifest, write_text
+from ppe_lora.artifacts import (
+    is_current,
+    read_json,
+    write_json,
+    write_manifest,
+)
 from ppe_lora.console import console, progress, warn
 from ppe_lora.corpus.rows import dataset_version, targets_matrix
-from ppe_lora.errors import Interrupted, ModelError, RunError
+from ppe_lora.errors import DataError, Interrupted, ModelError
 from ppe_lora.evaluation.loss_course import advice, read_loss_course
 from ppe_lora.evaluation.metrics import METRIC_VERSION, Matrix
+from ppe_lora.evaluation.runs import check_training
 from ppe_lora.evaluation.selection import held_back, select_epoch
-from ppe_lora.recipe import Recipe, load_recipe
-from ppe_lora.recipe.load import decisive_values, differing_keys, dump_recipe, is_decisive
+from ppe_lora.recipe import Recipe
+from ppe_lora.recipe.load import decisive_values
 from ppe_lora.student.base import resolve_base
 from ppe_lora.student.callbacks import (
     Checkpoints,
@@ -45,12 +51,10 @@ from ppe_lora.student.outputs import unembedding_of
 from ppe_lora.student.preflight import Preflight, look_ahead
 from ppe_lora.student.processes import processes
 from ppe_lora.student.row_tokens import counted_tokens
+from ppe_lora.student.run_start import base_of, made_files, note_state, prepare_folder
 from ppe_lora.student.trainer import PpeTrainer, sft_config
 from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import ScoresTask
-
-_BEGUN = ("train_log.csv", "state/checkpoint-*", "epochs/*", "manifest.json")
-"""What a run folder holds from its first step on."""
 
 
 def train_inputs(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
@@ -94,12 +98,16 @@ def train(
     Raises:
         PpeError: `preflight.look_ahead` finds that the run would fail; nothing has been written or deleted.
         RunError: The folder holds another run.
+        FileError: Somebody has changed its files.
+        ModelError: Somebody has changed the base model since the run began.
         Interrupted: A signal came; the state is saved and `resume` continues.
         SelectionError: No epoch passes the format gate.
     """
     state = processes()
     state.wait_for_everyone()  # the first process may still be making the data
     inputs = train_inputs(recipe, data_dir)
+    if not fresh:
+        check_training(run_dir)
     if is_current(run_dir, inputs) and not fresh:
         if state.is_main_process:
             console.print(f"{run_dir}: training is complete and unchanged")
@@ -107,10 +115,14 @@ def train(
         return
     started = time.monotonic()
     ready = look_ahead(recipe, data_dir, run_dir, fresh=fresh)
+    if (found := dataset_version(data_dir)) != inputs["dataset_version"]:
+        raise DataError(
+            f"{data_dir}: expected version {inputs['dataset_version']}, as at the start; got {found}; try again"
+        )
     if state.is_main_process:
         for warning in ready.warnings:
             warn(warning)
-        _prepare_folder(recipe, inputs, run_dir, resume=resume, fresh=fresh)
+        prepare_folder(recipe, inputs, run_dir, resume=resume, fresh=fresh)
     state.wait_for_everyone()
     on_start()
     trained = _run(recipe, ready, run_dir)
@@ -122,6 +134,7 @@ def train(
         write_manifest(
             run_dir,
             inputs,
+            files=made_files(run_dir),
             name=recipe.name,
             selected_epoch=best,
             seconds_of_last_start=round(time.monotonic() - started, 1),
@@ -146,38 +159,10 @@ def kept(run_dir: Path) -> str:
     return f"{run_dir}: {what}, continue with `ppe-lora train RECIPE --resume`"
 
 
-def _prepare_folder(recipe: Recipe, inputs: dict[str, Any], run_dir: Path, *, resume: bool, fresh: bool) -> None:
-    config, started_from = run_dir / "config.yaml", run_dir / "state" / "inputs.json"
-    if fresh and run_dir.exists():
-        shutil.rmtree(run_dir)  # a folder that cannot be deleted is named: it would be found again below
-    if config.is_file():
-        differing = differing_keys(recipe, load_recipe(config))
-        changed = [key for key in differing if is_decisive(key)]
-        if started_from.is_file() and read_json(started_from)["dataset_version"] != inputs["dataset_version"]:
-            changed.append("its data set")
-        if changed and not _has_begun(run_dir):
-            shutil.rmtree(started_from.parent, ignore_errors=True)  # what was found out for the other recipe
-        elif changed:
-            raise RunError(
-                f"{run_dir}: holds a run that differs in {', '.join(changed)}. Give this one another name "
-                "(name=...), or start over with --fresh, which deletes that run."
-            )
-        elif (run_dir / "manifest.json").is_file():
-            raise RunError(f"{run_dir}: its data set has changed since. Start over with --fresh, or use another name.")
-        elif not resume:
-            raise RunError(f"{run_dir}: holds an unfinished run. Continue with --resume, or start over with --fresh.")
-    write_text(config, dump_recipe(recipe))
-    write_json(started_from, inputs)
-
-
-def _has_begun(run_dir: Path) -> bool:
-    """Whether there is anything to lose."""
-    return any(next(run_dir.glob(kept), None) for kept in _BEGUN)
-
-
 def _run(recipe: Recipe, ready: Preflight, run_dir: Path) -> dict[str, Any]:
     state = processes()
     base = resolve_base(recipe.student)
+    noted = base_of(base, run_dir)
     rows_per_micro_step = _rows_per_micro_step(recipe, base, run_dir, ready.splits["train"])
     config = sft_config(recipe, run_dir, state.num_processes, rows_per_micro_step)
     tokenizer, trie = ready.tokenizer, ready.trie
@@ -225,6 +210,7 @@ def _run(recipe: Recipe, ready: Preflight, run_dir: Path) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory_bytes(state.device),
         "tokenizer": tokenizer.fingerprint(),
         **diverged,
+        "base": noted,
     }
 
 
@@ -270,6 +256,7 @@ def _teaching_heads(model: PeftModel, split: EncodedSplit, recipe: Recipe, folde
         with progress("reading hidden states", len(rows)) as advance:
             states_NLD = request_states(model, encoded, layers, batch_rows=batch_rows, advance=advance)
         fit_teaching_heads(states_NLD, layers, targets_matrix(rows, recipe.task)).save(folder)
+        note_state(folder)
     state.wait_for_everyone()
     return TeachingHeads.load(folder)
 
@@ -294,6 +281,7 @@ def _rows_per_micro_step(recipe: Recipe, base: Path, run_dir: Path, split: Encod
             tokens=counted_tokens(recipe, split.encoded),
         )
         write_json(file, {"rows": rows})
+        note_state(file.parent)
         console.print(f"train.rows_per_micro_step: auto is {rows} here")
     state.wait_for_everyone()
     return int(read_json(file)["rows"])

@@ -19,7 +19,7 @@ from ppe_lora.export.quantize import check_loss
 from ppe_lora.export.stage import export_run
 from ppe_lora.recipe import Recipe, load_recipe
 from ppe_lora.student.training import train
-from tests.runs import make_data, make_recipe
+from tests.runs import as_measured, make_data, make_recipe
 
 SECTIONS = (
     "train: {epochs: 2, rows_per_step: 4, rows_per_micro_step: 4, learning_rate: 3e-3}",
@@ -45,6 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, speaker: Path) -> Run:
     made = Run(recipe, make_data(here / "data"), here / "run")
     train(recipe, made.data, made.folder)
     write_json(made.folder / "calibration.json", {"kind": "none"})
+    as_measured(made.folder)
     made.export()
     return made
 
@@ -138,6 +139,7 @@ def test_what_is_complete_is_not_made_again_and_what_changed_is(run: Run, capsys
     assert capsys.readouterr().out.count("complete and unchanged") == 3
     assert (run.folder / "merged" / "model.safetensors").stat().st_mtime_ns == when
     write_json(run.folder / "calibration.json", {"kind": "affine"})
+    as_measured(run.folder)
     run.export(quantize="none")
     assert read_json(run.folder / "merged" / "calibration.json") == {"kind": "affine"}
     assert read_json(run.folder / "adapter" / "calibration.json") == {"kind": "affine"}

@@ -27,7 +27,7 @@ from ppe_lora.serving.reading import find_calibration
 from tests.command import ppe_lora
 from tests.evaluations import predictions as made_up
 from tests.evaluations import write_run
-from tests.runs import TASK
+from tests.runs import TASK, as_measured
 from tests.serving import Running, Scripted, serving
 from tests.teacher_servers import OpenAIServer, serve
 
@@ -40,9 +40,9 @@ def server(served_run: Path, speaker: Path) -> Iterator[Running]:
     """The merged model, its adapter, and the model it was tuned from."""
     adapter_only = served_run.parent / "adapter_only"
     adapter_only.mkdir(exist_ok=True)
-    for name in ("config.yaml", "best", "calibration.json", "head.npz"):
-        if (served_run / name).exists() and not (adapter_only / name).exists():
-            (adapter_only / name).symlink_to(served_run / name)
+    for path in served_run.iterdir():
+        if path.name != "merged" and not (adapter_only / path.name).exists():
+            (adapter_only / path.name).symlink_to(path)
     with serving([f"tuned={served_run}", f"adapter={adapter_only}", f"base={speaker}"]) as running:
         yield running
 
@@ -285,11 +285,13 @@ def test_a_calibration_without_the_head_that_it_uses_is_refused(served_run, tmp_
     """Served without it, every answer would be another one than the evaluation measured."""
     folder = tmp_path / "run"
     folder.mkdir()
-    for name in ("config.yaml", "best"):
-        (folder / name).symlink_to(served_run / name)
+    for path in served_run.iterdir():
+        if path.name not in ("merged", "test", "calibration.json", "head.npz"):
+            (folder / path.name).symlink_to(path)
     stored = json.loads((served_run / "calibration.json").read_text(encoding="utf-8"))
     stored |= {"kind": "head", "weight": [[0, 0, 1, 0], [0, 0, 0, 1]]}
     (folder / "calibration.json").write_text(json.dumps(stored), encoding="utf-8")
+    as_measured(folder)
     assert ppe_lora("serve", "--port", "0", str(folder)) == 2
     assert "expected the head that calibration.json uses; got none" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from ppe_lora import pipeline
 from ppe_lora.artifacts import read_json, write_json
 from ppe_lora.corpus.build import build_dataset
-from ppe_lora.errors import DataError, FileError, ModelError, RunError
+from ppe_lora.errors import DataError, FileError, Interrupted, ModelError, RunError
 from ppe_lora.recipe import load_recipe
 from ppe_lora.serving.settings import Settings
 from ppe_lora.serving.sources import name_models, open_models, parse_source
@@ -132,7 +132,7 @@ def test_a_base_model_replaced_in_place_is_named(served_run: Path, speaker: Path
     make_data(Path("data/d"))
     recipe = load_recipe(make_recipe(Path(), tmp_path / "base", *SECTIONS, name="own"))
     monkeypatch.setattr(callbacks.Checkpoints, "on_epoch_end", _stop_after_an_epoch)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         pipeline.train(recipe)
     change_weights(tmp_path / "base" / "model.safetensors")
     message = (

@@ -96,15 +96,12 @@ def read_rows(path: Path, task: ScoresTask) -> list[Row]:
     first_line_of: dict[str, int] = {}
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.strip():
+            if not (line := line.strip()):
                 continue
             try:
                 row = _row(line)
-            except UnicodeDecodeError as error:
-                problems.append(f"{path}:{number}: expected UTF-8 text; got byte {error.object[error.start]:#04x}")
-                continue
             except ValidationError as error:
-                problems += [f"{path}:{number}: {problem}" for problem in problems_of(error)]
+                problems += [f"{path}:{number}: {problem}" for problem in _undecodable(line) or problems_of(error)]
                 continue
             except ValueError as error:
                 problems.append(f"{path}:{number}: {error}")
@@ -138,12 +135,20 @@ def targets_matrix(rows: Sequence[Row], task: ScoresTask) -> NDArray[np.float64]
 
 
 def _row(line: bytes) -> Row:
-    row = Row.model_validate_json(line.decode().strip())
+    row = Row.model_validate_json(line)
     # Of a key that is there twice pydantic takes the last. The strict reader is slow, so it looks at suspects only.
     keys = len(row.model_fields_set) + len(row.target) + len(row.context or ())
     if line.count(b'":') != keys or b" :" in line or b"\t:" in line or b"\r:" in line:
         parse_json(line)
     return row
+
+
+def _undecodable(line: bytes) -> list[str]:
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return [f"expected UTF-8 text; got byte {line[error.start]:#04x}"]
+    return []
 
 
 def problems_of(error: ValidationError) -> list[str]:

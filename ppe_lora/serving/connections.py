@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,8 +37,8 @@ def most_connections(settings: Settings) -> int:
 class Connections:
     """The open connections, in the order of their last answer, or of their beginning.
 
-    Where there are too many, the first one whose client keeps the server waiting is closed: it has sent nothing or half
-    a request, or does not read its answer. Nobody is closed whose request is being answered.
+    Where there are too many, the first ones whose clients keep the server waiting are closed: they have sent nothing or
+    half a request, or do not read their answers. Nobody is closed whose request is being answered.
 
     Args:
         most: How many may be open.
@@ -51,16 +52,15 @@ class Connections:
         self._told = -_TELL_EVERY_S
 
     def make_room(self) -> bool:
-        """Whether one more may be opened. If not, the longest waiting one is being closed, where there is one."""
+        """Whether one more may be opened. If not, those that have waited longest are being closed."""
         if len(self._open) + self._arriving + self._closing < self._most:
             return True
         self._tell()
-        for protocol in self._open:
-            if protocol.waits_for_client:
-                del self._open[protocol]
-                self._closing += 1
-                protocol.transport.abort()
-                break
+        waiting = (protocol for protocol in self._open if protocol.waits_for_client)
+        for protocol in list(islice(waiting, 1 + self._most // 32)):  # several: the next ones are at the door
+            del self._open[protocol]
+            self._closing += 1
+            protocol.transport.abort()
         return False
 
     @property

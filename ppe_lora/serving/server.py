@@ -25,6 +25,8 @@ from ppe_lora.serving.shadow import Shadow
 from ppe_lora.serving.sources import name_models, open_models, parse_source
 from ppe_lora.serving.traces import Traces
 
+_SEND_BUFFER_BYTES = 262_144
+"""Of one connection, as large as an answer gets: the system would keep megabytes for a client that does not read."""
 _LAST_BYTES_S = 2
 """After the drain, how long what was answered may take to leave: a client that does not read must not hold the end."""
 
@@ -159,6 +161,7 @@ def listen(settings: Settings) -> Listener:
         listener = Listener(family, Connections(most_connections(settings)))
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
             listener.bind((settings.host, settings.port))
         except BaseException:
             listener.close()

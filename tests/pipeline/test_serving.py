@@ -135,14 +135,6 @@ def test_the_real_openai_client_gets_its_answers(server):
         client.chat.completions.create(model="gpt-4o", messages=messages)
 
 
-def test_chat_reads_the_context_that_a_training_prompt_carries():
-    backend = Scripted()
-    with serving({"m": backend}) as running:
-        messages = TASK.messages("something soft", "en", {"weather": "rain"})
-        OpenAI(base_url=f"{running.url}/v1", api_key="none").chat.completions.create(model="m", messages=messages)
-    assert backend.asked == [("something soft", "en", {"weather": "rain"})]
-
-
 def test_an_engine_by_its_address_answers_as_the_model_behind_it(server, served_run):
     """Our own server as the engine: the same task, prompt and answer through the OpenAI protocol; no uncertainty."""
     sources = [f"here={served_run}", f"there={served_run}@{server.url}/v1#tuned"]

@@ -11,6 +11,7 @@ import numpy as np
 
 from ppe_lora.evaluation.calibration import COVERAGE
 from ppe_lora.evaluation.intervals import Interval
+from ppe_lora.evaluation.loss_course import read_loss_course
 from ppe_lora.evaluation.metrics import flat_keys, rounded_answers
 from ppe_lora.evaluation.selection import format_rate, selected_by
 from ppe_lora.recipe.schema import ReadOut
@@ -27,6 +28,7 @@ _FAR_OFF = 0.05
 def find_in_run(analysis: Analysis) -> list[Finding]:
     """Everything that deserves a look, the gravest first; empty when all is well."""
     return [
+        *_divergence(analysis),
         *_weights(analysis),
         *_format(analysis),
         *_collapse(analysis),
@@ -37,6 +39,22 @@ def find_in_run(analysis: Analysis) -> list[Finding]:
         *_epochs(analysis),
         *_rows(analysis),
     ]
+
+
+def _divergence(analysis: Analysis) -> Iterator[Finding]:
+    course, fact = read_loss_course(analysis.run.path / "train_log.csv"), analysis.run.run.get("diverged")
+    if not fact and not (course and course.diverged):
+        return
+    told = fact or f"the training loss was {course.story if course else ''}"
+    yield Finding(
+        Words(f"Training has diverged: {told}.", f"学習が発散しています: {told}。"),
+        Words(
+            "Lower train.learning_rate and train again with `--fresh`, whatever stands below about more epochs.",
+            "train.learning_rate を下げ、`--fresh` を付けて学習し直してください。以下にエポックを増やす提案があっても、"
+            "こちらが優先です。",
+        ),
+        "epochs",
+    )
 
 
 def _weights(analysis: Analysis) -> Iterator[Finding]:
@@ -101,10 +119,8 @@ def _collapse(analysis: Analysis) -> Iterator[Finding]:
                 f"回答が依頼文によらずほぼ一定のキー: {names}。",
             ),
             Words(
-                "See whether the requests speak of it (`ppe-lora data stats`); if they do, raise train.epochs or "
-                "train.learning_rate.",
-                "依頼文に手がかりがあるか `ppe-lora data stats` で確認し、あれば train.epochs か "
-                "train.learning_rate を上げてください。",
+                "See whether the requests speak of it (`ppe-lora data stats`); if they do, raise train.epochs.",
+                "依頼文に手がかりがあるか `ppe-lora data stats` で確認し、あれば train.epochs を上げてください。",
             ),
             "keys",
         )

@@ -89,6 +89,7 @@ def evaluate_test_rows(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
             "engine": engine_of(trie, recipe.evaluate.read_out),
             "device": device_name(state.device),
             "weights": _weights(recipe.student.quantization, str(model.dtype)),
+            "model": "adapter on its base model",  # not merged, as `serve` loads an exported run
             "requests": sum("latency_ms" in row for row in result.predictions),
         }
         result = _write_test(recipe, run_dir, result, train_rows, split.rows)

@@ -60,6 +60,7 @@ def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, capsy
     latency = read_json(run / "test" / "manifest.json")["latency"]
     assert latency["engine"] == "decoder of ppe_lora: a score a pass"
     assert (latency["read_out"], latency["weights"], latency["requests"]) == ("greedy", "float32", 1)
+    assert latency["model"] == "adapter on its base model"
     assert "thread" in latency["device"]
     baselines = read_jsonl(run / "test" / "baseline_predictions.jsonl")
     assert [row["id"] for row in baselines] == [

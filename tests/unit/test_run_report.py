@@ -121,6 +121,25 @@ def test_a_run_that_lives_by_its_head_says_so_first(tmp_path: Path) -> None:
     assert [bar.name for bar in analysis.predictors][-1] == "without_head"
 
 
+def test_a_training_that_diverged_comes_first_and_is_not_to_be_prolonged(tmp_path: Path) -> None:
+    """With a low gate its answers are selected, and the page advised more epochs or a higher learning rate."""
+    recipe, data, run = make(tmp_path)
+    assert not any("diverged" in told for told in words(judged(recipe, data, run)))
+    log = run / "train_log.csv"
+    header, *lines = log.read_text().splitlines()
+    rows = [line.split(",") for line in lines]
+    for at, row in enumerate(rows):
+        row[2] = "0.4" if at < len(rows) / 2 else "5.5"
+    log.write_text("\n".join([header, *map(",".join, rows)]) + "\n")
+    (first, *_) = find_in_run(judged(recipe, data, run))
+    assert first.words.en.startswith("Training has diverged: the training loss was 0.4 at its start, ")
+    assert first.deed.en.startswith("Lower train.learning_rate and train again with `--fresh`")
+    manifest = read_json(run / "manifest.json")
+    write_json(run / "manifest.json", manifest | {"diverged": "expected a finite loss; got nan at step 7"})
+    (first, *_) = find_in_run(judged(recipe, data, run))
+    assert first.words.en == "Training has diverged: expected a finite loss; got nan at step 7."
+
+
 def test_the_tables_of_the_summary_lead_with_what_is_served(tmp_path: Path) -> None:
     """An r2 of -1.6 under a winning verdict was the greedy text's; the served read-out stood nowhere."""
     recipe, data, run = make_head_only(tmp_path)

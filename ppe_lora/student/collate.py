@@ -1,5 +1,6 @@
 """Rows to batches, packed or padded, and the loss on their completions."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from ppe_lora.student.layout import IGNORED, Run, lay_out, next_labels
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.outputs import Outputs, at_least_float32, last_states
 from ppe_lora.student.processes import processes
+from ppe_lora.student.tensors import OVERFLOWS, NotFinite
 from ppe_lora.student.trie import ScoreTrie, Slot, add_branches, add_slots_alone
 
 Batch = dict[str, torch.Tensor]
@@ -218,6 +220,9 @@ def packs_exactly(model: StudentModel, rows: Sequence[EncodedRow], pad_id: int) 
     It does not where the architecture ignores a 4-D mask, or where a sliding window is shorter than a pack: found by
     trying, not from a list of names. One warning says so. The tolerance is that of the model's type: 1e-4 of the loss
     in float32, 2 % in half precision or on quantized weights.
+
+    Raises:
+        NotFinite: The loss is no number, packed or not.
     """
     longest = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.completion_ids))[-_TRIED_ROWS:]
     was_training = model.training
@@ -231,6 +236,8 @@ def packs_exactly(model: StudentModel, rows: Sequence[EncodedRow], pad_id: int) 
             losses.append(float(completion_nll(model, batch)[0]))
     finally:
         model.train(was_training)
+    if not math.isfinite(losses[1]):
+        raise NotFinite(f"row {longest[-1].id}: expected a finite loss of the model; got {losses[1]}; {OVERFLOWS}")
     exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())
     equal = abs(losses[0] - losses[1]) <= (1e-4 if exact else 2e-2) * abs(losses[1])
     if not equal and processes().is_main_process:

@@ -37,7 +37,7 @@ from ppe_lora.student.posterior import crps, mean, quantile
 from ppe_lora.student.processes import processes
 from ppe_lora.student.read_out import interval_of, plain, posterior_of
 from ppe_lora.student.stored_rows import encode_once, tokens_table
-from ppe_lora.student.tensors import NotFinite
+from ppe_lora.student.tensors import OVERFLOWS, NotFinite
 from ppe_lora.student.tokenizer import StudentTokenizer
 from ppe_lora.student.trie import ScoreTrie
 from ppe_lora.tasks.scores import Answer, Rejected, ScoresTask
@@ -195,10 +195,7 @@ def _check_numbers(decoded: Sequence[Decoded], split: EncodedSplit) -> None:
     bad = [row.id for row, one in zip(split.rows, decoded, strict=True) if not one.is_finite]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise NotFinite(
-            f"row {bad[0]}{more}: expected numbers from the model; got NaN or infinity; its weights are finite, "
-            "so it overflows on the way: set student.dtype to float32, or train with a lower train.learning_rate"
-        )
+        raise NotFinite(f"row {bad[0]}{more}: expected numbers from the model; got NaN or infinity; {OVERFLOWS}")
 
 
 def engine_of(trie: ScoreTrie | None, read_out: ReadOut) -> str:

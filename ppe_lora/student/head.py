@@ -29,7 +29,7 @@ from ppe_lora.student.collate import PackedCollator, model_inputs
 from ppe_lora.student.encode import EncodedRow, alike
 from ppe_lora.student.load import StudentModel
 from ppe_lora.student.outputs import at_least_float32, decoder_of
-from ppe_lora.student.tensors import read_arrays
+from ppe_lora.student.tensors import OVERFLOWS, NotFinite, read_arrays
 
 LAYERS = 8
 """How many layers are tried, evenly spread over the upper three quarters of the model."""
@@ -242,6 +242,9 @@ def request_states(
     """Mean hidden states of each row's own prompt tokens, those behind the shared instruction: (N, L, D), float32.
 
     The model's training mode is left as it was.
+
+    Raises:
+        NotFinite: There are states that are no numbers.
     """
     read_NLD = np.empty((0, len(layers), 0), dtype=np.float32)
     collate = PackedCollator()
@@ -260,6 +263,8 @@ def request_states(
             if not len(read_NLD):  # filled batch by batch: the states of all rows are never held twice
                 read_NLD = np.empty((len(rows), len(layers), means[0].shape[1]), dtype=means[0].dtype)
             read_NLD[indices] = np.stack(means, axis=1)
+            if not np.isfinite(read_NLD[indices]).all():
+                raise NotFinite(f"row {prompts[0].id}: expected finite hidden states; got NaN or infinity; {OVERFLOWS}")
             advance(len(indices))
     finally:
         model.train(was_training)

@@ -15,6 +15,13 @@ from ppe_lora.errors import ModelError
 _SHOWN = 5
 
 
+OVERFLOWS = (
+    "its weights are finite, so it overflows on the way: set student.dtype to float32, or train with a lower "
+    "train.learning_rate"
+)
+"""What to do about outputs that are NaN or infinite."""
+
+
 class NotFinite(ModelError):
     """Numbers of a model are NaN or infinite."""
 

@@ -12,8 +12,10 @@ from ppe_lora.recipe import load_recipe
 from ppe_lora.recipe.schema import Evaluate, Student
 from ppe_lora.student.callbacks import Checkpoints
 from ppe_lora.student.checkpoints import epoch_folders
+from ppe_lora.student.collate import packs_exactly
 from ppe_lora.student.divergence import Diverged, check_step
 from ppe_lora.student.evaluate import Evaluation, encode_split, evaluate_student, write_evaluation
+from ppe_lora.student.head import layers_to_try, request_states
 from ppe_lora.student.load import load_base
 from ppe_lora.student.tensors import NotFinite
 from ppe_lora.student.test_rows import evaluate_test_rows
@@ -136,6 +138,23 @@ def test_a_model_that_overflows_is_named_and_not_rounded(speaker, packed):
         f"row {split.rows[0].id} and 2 more: expected numbers from the model; got NaN or infinity; its weights are "
         "finite, so it overflows on the way: set student.dtype to float32, or train with a lower train.learning_rate"
     )
+
+
+def test_a_model_that_overflows_is_not_told_to_train_otherwise(speaker):
+    """Its packs differ from its rows, as NaN differs from NaN: the advice was to set raft, crps, legal and head to 0.
+    Its hidden states were a ValueError of scikit-learn."""
+    model = load_base(Student(model=str(speaker)), speaker, "cpu")
+    tokenizer = load_tokenizer(speaker)
+    rows = encode_split(make_rows(3, seed=4), TASK, tokenizer, 512).encoded
+    for layer in model.get_decoder().layers:
+        layer.input_layernorm.weight.data.fill_(3e38)
+    overflows = "it overflows on the way: set student.dtype to float32, or train with a lower train.learning_rate$"
+    with pytest.raises(NotFinite, match=rf"^row \w+: expected a finite loss of the model; got nan; .*{overflows}"):
+        packs_exactly(model, rows, tokenizer.pad_id)
+    with pytest.raises(
+        NotFinite, match=rf"^row \w+: expected finite hidden states; got NaN or infinity; .*{overflows}"
+    ):
+        request_states(model, rows, layers_to_try(model), batch_rows=2)
 
 
 def test_metrics_are_json(tmp_path):

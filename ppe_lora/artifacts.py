@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
 from ppe_lora.boundary import check_file, naming
 from ppe_lora.errors import FileError
 from ppe_lora.private import opener
@@ -106,21 +109,88 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
+_MEND = "copy or download it again, or delete it and repeat the command that wrote it"
+
+
+class _Object(dict[str, Any]):
+    """An object of a JSON file. A key that it lacks is the fault of the file, not of the reader."""
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        inner = {key: _Object(path, value) if isinstance(value, dict) else value for key, value in content.items()}
+        super().__init__(inner)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise FileError(f"{self.path}: expected the key {key!r}; got none; {_MEND}")
+
+
+class _Manifest(TypedDict, total=False):
+    inputs: dict[str, Any]
+    inputs_hash: str
+    dataset_version: str
+    selected_epoch: int
+    seconds_of_last_start: float
+    stamps: dict[str, list[int]]
+
+
+class _Certificate(TypedDict, total=False):
+    requests: list[dict[str, Any]]
+    entries: list[dict[str, Any]]
+    files: dict[str, str | None]
+
+
+class _Config(TypedDict, total=False):
+    model_type: str
+    vocab_size: int
+    num_hidden_layers: int
+    text_config: dict[str, Any] | None
+    quantization_config: dict[str, Any] | None
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, str]
+
+
+_SHAPES: dict[str, TypeAdapter[Any]] = {
+    "manifest.json": TypeAdapter(_Manifest),
+    "eval_metrics.json": TypeAdapter(dict[str, float]),
+    "parity.json": TypeAdapter(_Certificate),
+    "config.json": TypeAdapter(_Config),
+    "model.safetensors.index.json": TypeAdapter(_Index),
+}
+"""What files of these names hold. Further keys pass; those that are named here have these types."""
+
+
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON object.
 
     Raises:
-        FileError: It is none.
+        FileError: It is none, or not of the shape that files of its name have; so is a missing key, once it is asked
+            for.
     """
     check_file(path)
     try:
         with naming(path):
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise FileError(
-            f"{path}: expected JSON; got a torn or changed file ({error}); delete it and repeat the command that wrote "
-            "it"
-        ) from None
+        raise FileError(f"{path}: expected JSON; got a torn or changed file ({error}); {_MEND}") from None
+    if not isinstance(found, dict):
+        kind = {list: "a list", str: "a text", type(None): "null"}.get(type(found), "a number")
+        raise FileError(f"{path}: expected a JSON object; got {kind}; {_MEND}")
+    try:
+        if path.name in _SHAPES:
+            _SHAPES[path.name].validate_python(found, strict=True)
+    except ValidationError as error:
+        raise FileError("\n".join(_odd(path, problem) for problem in error.errors())) from None
+    return _Object(path, found)
+
+
+def _odd(path: Path, problem: Any) -> str:
+    where, said = ".".join(map(str, problem["loc"])), problem["msg"]
+    said = said.replace("Input should be", "expected").replace("Field required", "expected the key; got none")
+    value = json.dumps(problem["input"], ensure_ascii=False)
+    got = "" if problem["type"] == "missing" else f"; got {value if len(value) <= 80 else f'{value[:77]}...'}"
+    return f"{path}: {where}: {said}{got}; {_MEND}"
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -138,10 +208,7 @@ def read_jsonl(path: Path) -> list[Any]:
                 if line.strip():
                     values.append(json.loads(line))
     except (ValueError, RecursionError) as error:
-        raise FileError(
-            f"{path}:{number}: expected JSON; got a torn or changed file ({error}); delete it and repeat the command "
-            "that wrote it"
-        ) from None
+        raise FileError(f"{path}:{number}: expected JSON; got a torn or changed file ({error}); {_MEND}") from None
     return values
 
 

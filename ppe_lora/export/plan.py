@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from ppe_lora.artifacts import read_json
 from ppe_lora.errors import ModelError
 from ppe_lora.student.base import weight_files
+from ppe_lora.student.foreign import reading_model
 from ppe_lora.student.tensors import open_tensors, weights_remedy
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -116,7 +117,8 @@ def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def _without_weights(folder: Path) -> PreTrainedModel:
     """The model of a folder with every weight on the meta device: names, shapes and layers, no memory."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with reading_model(folder, "a model that transformers knows", weights_remedy(folder)):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if config.to_dict().get("quantization_config"):
         raise ModelError(f"{folder}: expected an unquantized base to merge into; its config has a quantization_config")
     with torch.device("meta"):

@@ -31,6 +31,7 @@ from ppe_lora.console import console
 from ppe_lora.errors import ModelError
 from ppe_lora.locks import holding
 from ppe_lora.recipe.schema import Student
+from ppe_lora.student.foreign import check_folder, reading_model
 from ppe_lora.student.mistral3 import write_text_model
 from ppe_lora.student.own_code import refuse_own_code
 from ppe_lora.student.tensors import open_tensors, weights_remedy
@@ -43,6 +44,8 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.model.v*", "*.jinja", "*.
 _TOKENIZER_FILES = [pattern for pattern in _HUB_FILES if pattern != "*.safetensors"]
 # Weights in Mistral's own format, and other frameworks' copies in sub-folders.
 _NOT_HUB_FILES = ["consolidated*", "*/*"]
+_IN_FOLDER = re.compile(r"[^/\\\x00]{1,200}\.safetensors")
+"""File names of an index: it may not lead out of the folder."""
 _FORMAT = 1  # of the cached folders; raise it when what is written into them changes
 
 
@@ -144,10 +147,17 @@ def weight_files(folder: Path, name: str | None = None) -> list[Path]:
     if not (folder / "config.json").is_file():
         hint = "; this is an adapter: name its base model" if (folder / "adapter_config.json").is_file() else ""
         raise ModelError(f"{name}: expected a model folder with config.json; got {_listing(folder)}{hint}")
+    check_folder(folder)
     refuse_own_code(folder, name)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / file for file in sorted(set(read_json(index)["weight_map"].values()))]
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if not names or not all(_IN_FOLDER.fullmatch(file) for file in names):
+            found = ", ".join(map(repr, names)) or "none"
+            raise ModelError(
+                f"{index}: expected names of safetensors files beside it; got {found}; {weights_remedy(folder)}"
+            )
+        files = [folder / file for file in names]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise ModelError(
@@ -167,9 +177,17 @@ def weight_files(folder: Path, name: str | None = None) -> list[Path]:
 
 
 def _whole(files: list[Path]) -> list[Path]:
+    count = 0
     for file in files:
-        with open_tensors(file, weights_remedy(file.parent)):
-            pass
+        with open_tensors(file, weights_remedy(file.parent)) as tensors:
+            count += len(tensors.keys())
+    config = read_json(files[0].with_name("config.json"))
+    layers = config.get("num_hidden_layers", 0)
+    if layers > count:  # transformers would be busy with making them for hours
+        raise ModelError(
+            f"{files[0].parent}: expected the weights of the {layers:,} layers in config.json; got {count:,} tensors; "
+            f"{weights_remedy(files[0].parent)}"
+        )
     return files
 
 
@@ -296,7 +314,8 @@ def _write_smollm2(gguf: Path, folder: Path) -> None:
 
 
 def _write_text_only(source: Path, files: list[Path], config: Mapping[str, Any], folder: Path) -> None:
-    write_text_model(files, config, folder)
+    with reading_model(source, "a Mistral 3 model", weights_remedy(source)):
+        write_text_model(files, config, folder)
     save_tokenizer_files(source, folder)
     if (source / "generation_config.json").is_file():
         shutil.copy(source / "generation_config.json", folder)

@@ -16,6 +16,7 @@ from ppe_lora.errors import ModelError
 from ppe_lora.recipe.schema import Lora, Student
 from ppe_lora.student.attention import IMPLEMENTATION
 from ppe_lora.student.base import weight_files
+from ppe_lora.student.foreign import reading_model
 from ppe_lora.student.machine import bfloat16_supported, quantization_problem
 from ppe_lora.student.tensors import check_finite, open_tensors, weights_remedy
 
@@ -47,18 +48,19 @@ def load_base(student: Student, folder: Path, device: torch.device | str) -> Pre
     weight_files(folder)  # named before transformers reads them
     dtype = compute_dtype(student, device)
     quantization = _quantization(student, device, dtype)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        # None would hide the quantization that an exported model names in its own configuration.
-        **({"quantization_config": quantization} if quantization else {}),
-        device_map={"": device},
-        attn_implementation=IMPLEMENTATION,
-        ignore_mismatched_sizes=True,  # so that they are reported below with all the rest
-        output_loading_info=True,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    with reading_model(folder, "a model that transformers can load", weights_remedy(folder)):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            # None would hide the quantization that an exported model names in its own configuration.
+            **({"quantization_config": quantization} if quantization else {}),
+            device_map={"": device},
+            attn_implementation=IMPLEMENTATION,
+            ignore_mismatched_sizes=True,  # so that they are reported below with all the rest
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
     model, report = loaded
     _check_loaded(report, folder)
     check_finite(_numbers(model), str(folder), f"{weights_remedy(folder)}, or take another one: no training mends it")
@@ -127,10 +129,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) 
             raise ModelError(f"{folder}: expected an adapter with {name}; got no such file")
     with open_tensors(folder / "adapter_model.safetensors", ADAPTER_REMEDY) as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    try:
+    # Targets that the model lacks, shapes that differ, configurations that are none.
+    with reading_model(folder, "an adapter of this base model", ADAPTER_REMEDY):
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (ValueError, RuntimeError) as error:  # targets that the model lacks, shapes that differ
-        raise ModelError(f"{folder}: expected an adapter of this base model; {str(error).splitlines()[0]}") from error
     needed = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
     differing = sorted(set(stored.items()) ^ set(needed.items()))
     if differing:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ppe_lora.boundary import check_file
 from ppe_lora.errors import ModelError
 
 _SHOWN = 5
@@ -36,6 +37,7 @@ def open_tensors(file: Path, remedy: str) -> Any:
     Raises:
         ModelError: It is missing, cut, or no safetensors file.
     """
+    check_file(file)
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:

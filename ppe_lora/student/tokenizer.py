@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 from ppe_lora.artifacts import hash_file, hash_json, read_json
 from ppe_lora.errors import ModelError
 from ppe_lora.student.chat_template import DAY, pin_dates
+from ppe_lora.student.foreign import check_folder, reading_model
 from ppe_lora.student.own_code import refuse_own_code
 from ppe_lora.student.tokenizer_files import (
     PROBE_TEXTS,
@@ -250,8 +251,10 @@ class TemplateStudentTokenizer(StudentTokenizer):
     def _find_end_ids(self) -> set[int]:
         path = self.folder / "generation_config.json"
         eos = read_json(path).get("eos_token_id") if path.is_file() else None
-        found = {eos} if isinstance(eos, int) else set(eos or ())
-        return found | ({self._core.eos_token_id} - {None})
+        found = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        if not all(isinstance(one, int) for one in found):
+            raise ModelError(f"{path}: eos_token_id: expected ids; got {eos!r}; correct it, or delete it")
+        return {*found} | ({self._core.eos_token_id} - {None})
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         return self._apply(list(messages), add_generation_prompt=True)
@@ -334,14 +337,16 @@ def load_tokenizer(folder: Path) -> StudentTokenizer:
             an end token, numbers that are not one token per digit, ids beyond the model's vocabulary, or code of the
             model's own.
     """
+    check_folder(folder)
     refuse_own_code(folder)
     config_file = folder / "config.json"
     config = read_json(config_file) if config_file.is_file() else {}
-    decisive = mistral_file(folder) if _MISTRAL_FAMILY.match(config.get("model_type", "")) else None
-    tokenizer = MistralStudentTokenizer(folder, decisive) if decisive else TemplateStudentTokenizer(folder)
-    check_digits(tokenizer)
-    _check_vocabulary(tokenizer, config.get("vocab_size") or config.get("text_config", {}).get("vocab_size"))
-    differing = differing_text(folder)
+    with reading_model(folder, "a tokenizer, chat template and configuration that work", "download them again"):
+        decisive = mistral_file(folder) if _MISTRAL_FAMILY.match(config.get("model_type", "")) else None
+        tokenizer = MistralStudentTokenizer(folder, decisive) if decisive else TemplateStudentTokenizer(folder)
+        check_digits(tokenizer)
+        _check_vocabulary(tokenizer, config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size"))
+        differing = differing_text(folder)
     if differing is not None:
         logger.warning(
             "%s: tokenizer.json splits %r otherwise than tekken.json does. tekken.json is used, and tokenizer.json "

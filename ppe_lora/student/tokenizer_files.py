@@ -47,7 +47,7 @@ def mistral_file(folder: Path) -> Path | None:
     """The file that mistral-common reads: `tekken.json`, else the newest versioned SentencePiece file, else None."""
     if (folder / "tekken.json").is_file():
         return folder / "tekken.json"
-    versioned = sorted(folder.glob("*.model.v*"), key=lambda file: int(re.findall(r"\d+", file.suffix)[0]))
+    versioned = sorted(folder.glob("*.model.v[0-9]*"), key=lambda file: int(re.findall(r"\d+", file.suffix)[0]))
     return versioned[-1] if versioned else None
 
 

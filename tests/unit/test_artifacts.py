@@ -33,7 +33,7 @@ def test_a_torn_manifest_is_named_with_its_remedy(tmp_path, content):
         is_current(tmp_path, {})
     where, _, rest = str(error.value).partition(" (")
     assert where == f"{path}: expected JSON; got a torn or changed file"
-    assert rest.endswith("); delete it and repeat the command that wrote it")
+    assert rest.endswith("); copy or download it again, or delete it and repeat the command that wrote it")
     path.unlink()
     write_manifest(tmp_path, {"made": "from this"})
     assert is_current(tmp_path, read_json(path)["inputs"])

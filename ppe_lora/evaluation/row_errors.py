@@ -103,14 +103,19 @@ def errors_by_slice(rows: Sequence[Row], error_N: Matrix, train_mean_N: Matrix) 
         train_mean_N: The errors of the train mean.
     """
     found_thirds = thirds([len(row.request) for row in rows], [row.language for row in rows])
-    tags = [_tags(row, _LENGTHS[third]) for row, third in zip(rows, found_thirds, strict=True)]
+    members: dict[str, dict[str, list[int]]] = {field: {} for field in FIELDS}
+    for number, (row, third) in enumerate(zip(rows, found_thirds, strict=True)):
+        for field, values in _tags(row, _LENGTHS[third]).items():
+            for value in dict.fromkeys(values):
+                members[field].setdefault(value, []).append(number)
     slices = []
-    for field in FIELDS:
-        values = sorted({value for own in tags for value in own[field]})
+    for field, by_value in members.items():
         found = []
-        for value in values:
-            inside_N = np.array([value in own[field] for own in tags])
-            if len(values) > 1 and inside_N.sum() >= SLICE_ROWS and train_mean_N[inside_N].any():
+        for value in sorted(by_value):
+            own = by_value[value]
+            if len(by_value) > 1 and len(own) >= SLICE_ROWS and train_mean_N[own].any():
+                inside_N = np.zeros(len(rows), dtype=bool)
+                inside_N[own] = True
                 found.append(_slice(field, value, inside_N, error_N, train_mean_N))
         slices += sorted(found, key=lambda one: -one.error.value)
     return slices

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ppe_lora.artifacts import write_json, write_text
-from ppe_lora.evaluation.comparison import Comparison, ReadOuts, RowChange
+from ppe_lora.evaluation.comparison import ComparedSlice, Comparison, ReadOuts, RowChange
 from ppe_lora.evaluation.paired import Difference
 from ppe_lora.report.leaderboard import interval, number, p_value
 from ppe_lora.report.page import Words
@@ -11,6 +11,8 @@ from ppe_lora.report.run_words import LATENCY_NOTE, READ_OUTS
 
 SHOWN_ROWS = 20
 """Of the rows that changed most, to either side."""
+_SHOWN_SLICES = 40
+"""Of one field."""
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> str:
@@ -55,6 +57,14 @@ def read_out_words(read_outs: ReadOuts) -> Words:
     return one if one == other else Words(f"{one.en} → {other.en}", f"{one.ja} → {other.ja}")
 
 
+def shown_slices(comparison: Comparison) -> list[ComparedSlice]:
+    """The slices that a page has room for: of each field those with the most rows."""
+    by_field: dict[str, list[ComparedSlice]] = {}
+    for one in comparison.slices:  # the largest of a field first
+        by_field.setdefault(one.field, []).append(one)
+    return [one for own in by_field.values() for one in own[:_SHOWN_SLICES]]
+
+
 def notes(comparison: Comparison) -> list[Words]:
     """What a reader must know about the rows and the figures."""
     first, second = comparison.names
@@ -75,6 +85,13 @@ def notes(comparison: Comparison) -> list[Words]:
     ]
     if comparison.latency_ms:
         found.append(LATENCY_NOTE)
+    if more := len(comparison.slices) - len(shown_slices(comparison)):
+        found.append(
+            Words(
+                f"{more:,} smaller slices are not shown; comparison.json has all of them.",
+                f"小さい区分 {more:,} 件は表示していません(comparison.json にすべてあります)。",
+            )
+        )
     if comparison.left_out:
         count = comparison.left_out
         found.append(
@@ -117,7 +134,7 @@ def _markdown(comparison: Comparison) -> str:
             f"| slice | rows | {first} | {second} | difference in mse_norm | p, adjusted |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
-    for one in comparison.slices:
+    for one in shown_slices(comparison):
         cells = ["", "", "", ""]
         if one.difference is not None:
             cells = [number(one.difference.first), number(one.difference.second)]

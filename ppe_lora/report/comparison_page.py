@@ -6,8 +6,8 @@ from typing import Any
 from ppe_lora.artifacts import write_text
 from ppe_lora.evaluation.comparison import Comparison
 from ppe_lora.evaluation.stored import Stored
-from ppe_lora.report.comparison import SHOWN_ROWS, notes, read_out_words, verdict
-from ppe_lora.report.intervals import interval_lines, rows_figure
+from ppe_lora.report.comparison import SHOWN_ROWS, notes, read_out_words, shown_slices, verdict
+from ppe_lora.report.intervals import MOST_POINTS, interval_lines, rows_figure
 from ppe_lora.report.leaderboard import interval, number, p_value
 from ppe_lora.report.page import Words, render_page
 
@@ -34,7 +34,9 @@ def write_comparison_page(folder: Path, comparison: Comparison, sides: tuple[Sto
         comparison: What it shows.
         sides: The two evaluations, for what they were made from.
     """
-    sliced = {f"{one.field} {one.value}": one.difference for one in comparison.slices if one.difference is not None}
+    sliced = {
+        f"{one.field} {one.value}": one.difference for one in shown_slices(comparison) if one.difference is not None
+    }
     lines = {line.name: line for line in interval_lines(sliced, "mse_norm")}
     html = render_page(
         "comparison.html.j2",
@@ -44,11 +46,12 @@ def write_comparison_page(folder: Path, comparison: Comparison, sides: tuple[Sto
         notes=notes(comparison),
         tables=[(read_out_words(pair), interval_lines(found)) for pair, found in comparison.metrics.items()],
         formats=interval_lines(comparison.formats),
-        slices=[(one, lines.get(f"{one.field} {one.value}")) for one in comparison.slices],
+        slices=[(one, lines.get(f"{one.field} {one.value}")) for one in shown_slices(comparison)],
         fields=_FIELDS,
         thirds=_THIRDS,
         improved=comparison.improved(SHOWN_ROWS // 2),
         worsened=comparison.worsened(SHOWN_ROWS // 2),
+        most_points=MOST_POINTS,
         made=_made(comparison, sides),
         interval=interval,
         p_value=p_value,

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from ppe_lora.evaluation.paired import Difference
 from ppe_lora.report.figures import AXIS, LAYOUT
 from ppe_lora.report.page import Words
 
 Judgement = Literal["better", "worse", "open"]
 _MORE_IS_BETTER = ("within_tolerance@5", "r2", "json_valid_rate", "schema_valid_rate")
+MOST_POINTS = 2000
+"""Rows drawn; a picture of more is a blot, and slow to open."""
 _COLORS: dict[Judgement, str] = {"better": "var(--good)", "worse": "var(--warn)", "open": "var(--muted)"}
 
 
@@ -77,7 +81,8 @@ def differences_figure(named: Mapping[str, Difference]) -> Any:
 
 
 def rows_figure(first_N: list[float], second_N: list[float], ids: list[str], names: tuple[str, str]) -> Any:
-    """Each row's mse_norm on both sides; rows below the diagonal are better on the second."""
+    """Each row's mse_norm on both sides, of at most `MOST_POINTS` rows; those below the diagonal are better on the
+    second."""
     import plotly.graph_objects as go
 
     figure = go.Figure(layout=LAYOUT)
@@ -85,6 +90,8 @@ def rows_figure(first_N: list[float], second_N: list[float], ids: list[str], nam
     figure.add_scatter(
         x=[0, end], y=[0, end], mode="lines", line={"color": "var(--muted)", "width": 1}, hoverinfo="skip"
     )
+    drawn = np.unique(np.linspace(0, len(ids) - 1, min(len(ids), MOST_POINTS)).round().astype(int)).tolist()
+    first_N, second_N, ids = ([values[at] for at in drawn] for values in (first_N, second_N, ids))
     colors = [
         _COLORS["better"] if other < one else _COLORS["worse"] if other > one else _COLORS["open"]
         for one, other in zip(first_N, second_N, strict=True)

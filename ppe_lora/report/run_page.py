@@ -43,6 +43,8 @@ FILE_NAME = "report.html"
 _WORST = 20
 _MOST_SLICES = 8
 """Of one field, shown without being asked."""
+_LISTED_SLICES = 60
+"""Of one field, shown at all: the ones with the most error."""
 _QUANTILES = ("p50", "p95", "p99")
 _FIELDS = {
     "language": Words("Language", "言語"),
@@ -103,6 +105,7 @@ def write_run_page(analysis: Analysis, findings: list[Finding], checks: list[Che
         fields=_FIELDS,
         most_points=MOST_POINTS,
         most_slices=_MOST_SLICES,
+        listed_slices=_LISTED_SLICES,
         worst=_worst(analysis),
         stats=dataset_stats(run.data.by_split, run.recipe.task),
         quantiles=[
@@ -135,7 +138,7 @@ def _figures(analysis: Analysis) -> dict[str, Any]:
             "reliability": reliability_figure(doubt.reliability, fitted),
             "doubt": doubt_figure(doubt.bins, run.recipe.task),
         }
-    waits = [row["latency_ms"] for row in run.predictions if "latency_ms" in row]
+    waits = [row["latency_ms"] for row in run.predictions if "latency_ms" in row][:MOST_POINTS]
     if waits:
         figures["latency"] = latency_figure(waits, {name: run.metrics[f"latency_ms_{name}"] for name in _QUANTILES})
     return figures

@@ -11,8 +11,11 @@ from ppe_lora.artifacts import read_json, write_json
 from ppe_lora.compare import compare_sides
 from ppe_lora.errors import RunError
 from ppe_lora.evaluation.comparison import Comparison
+from ppe_lora.evaluation.comparison import compare as compare_evaluations
 from ppe_lora.evaluation.stored import read_run
-from ppe_lora.report.comparison import verdict, write_comparison
+from ppe_lora.report.comparison import notes, shown_slices, verdict, write_comparison
+from ppe_lora.report.comparison_page import write_comparison_page
+from ppe_lora.report.intervals import rows_figure
 from tests.evaluations import predictions, write_run
 
 ROWS = 60
@@ -220,3 +223,24 @@ def test_requests_with_separators_of_lines_are_one_row(here):
     rows[0]["request"] = "rain\u2028and\x85more"
     write_run(here / "one", rows)
     assert list(read_run(here / "one").predictions) == [row["id"] for row in rows]
+
+
+def test_pages_of_large_comparisons_stay_bounded(tmp_path):
+    """20,000 rows and 1,500 tags made a page of megabytes beside its library, and a table nobody reads."""
+    rows = predictions([number % 7 for number in range(3000)])
+    for number, row in enumerate(rows):
+        row["scenario"] = [f"tag{number % 150}"]
+    sides = [read_run(write_run(tmp_path / name, rows)) for name in ("one", "other")]
+    found = compare_evaluations(*sides)
+    shown = shown_slices(found)
+    assert len([one for one in found.slices if one.field == "scenario"]) == 150
+    assert len([one for one in shown if one.field == "scenario"]) == 40
+    more = len(found.slices) - len(shown)
+    assert f"{more} smaller slices are not shown; comparison.json has all of them." in [one.en for one in notes(found)]
+    errors = [one.first_mse_norm for one in found.changes]
+    figure = rows_figure(errors, errors, [one.id for one in found.changes], found.names)
+    assert len(figure.data[1].x) == 2000
+    write_comparison_page(tmp_path / "out", found, (sides[0], sides[1]))
+    page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    assert "<b>2,000</b>" in page
+    assert page.count('<tr><th scope="row"><small>') < 60

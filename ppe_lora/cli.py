@@ -13,6 +13,7 @@ from ppe_lora import __version__
 from ppe_lora.boundary import in_words, run_to_status
 from ppe_lora.console import console
 from ppe_lora.interruption import interruptible
+from ppe_lora.proxies import spare_local_servers
 
 
 class _Commands(TyperGroup):
@@ -410,4 +411,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
     # An optional 4-bit kernel for CPUs, which has no gradient anyway.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    spare_local_servers()
     sys.exit(run_to_status(app))

@@ -1,7 +1,7 @@
 """Secrets: refused in addresses, masked in everything that is shown, logged or kept.
 
-Every `PpeError` masks its message. Whatever else comes from a server and stays (raw answers, logs, traces) goes through
-`mask` where it is written.
+Every `PpeError` masks its message, and trackers their logs. What a server answers goes through `mask_sent` where it is
+read, and stays as it is otherwise.
 """
 
 import os
@@ -48,6 +48,14 @@ def mask(text: str) -> str:
         text = text.replace(secret, MASK)
     for pattern, replacement in _SHAPES:
         text = pattern.sub(replacement, text)
+    return text
+
+
+def mask_sent(text: str) -> str:
+    """A text without the keys that this process sends: all that the answer of a server can echo. Nothing else of it is
+    touched, since it becomes data."""
+    for secret in _remembered:
+        text = text.replace(secret, MASK)
     return text
 
 

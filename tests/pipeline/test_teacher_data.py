@@ -120,7 +120,7 @@ def test_killed_interrupted_and_among_faults_it_ends_with_the_same_data(
             out, err = process.communicate(timeout=60)
             assert process.returncode == status, out + err
             assert not (tmp_path / "data" / "d").exists()
-        assert "run the same command again for the rest" in out
+        assert "run the same command again for the rest" in out + err
         assert build(monkeypatch, tmp_path) == 0
     assert content(tmp_path) == content(whole)
     asked = Counter(body["seed"] for body in server.bodies)

@@ -22,6 +22,7 @@ from ppe_lora.corpus.teachers.llm.openai_compatible import OpenAICompatibleEndpo
 from ppe_lora.engines.llama_cpp import LlamaCpp
 from ppe_lora.engines.vllm import Vllm
 from ppe_lora.export.scripts import CLIENTS
+from ppe_lora.proxies import spare_local_servers
 from ppe_lora.serving.engine import find_engine
 from tests.garbage_server import COMMON, Garbage, GarbageServer
 from tests.teacher_servers import KEY, MistralServer, OpenAIServer, serve
@@ -101,6 +102,26 @@ def test_a_server_of_this_machine_is_reached_past_any_proxy(
         assert find_engine(f"{url}/v1", "teacher-1") is not None
     with serve(MistralServer()) as url:
         asyncio.run(checked(MistralEndpoint(server_url=url)))
+
+
+@pytest.mark.parametrize(
+    ("known", "then"),
+    [
+        ({}, "localhost,127.0.0.1,::1"),
+        ({"NO_PROXY": "corp.example, 127.0.0.1"}, "corp.example,127.0.0.1,localhost,::1"),
+        ({"no_proxy": "a", "NO_PROXY": "b"}, "a,localhost,127.0.0.1,::1"),
+        ({"NO_PROXY": "*"}, "*"),
+    ],
+)
+def test_other_libraries_are_told_of_local_servers(
+    known: dict[str, str], then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub's client and the trackers go by NO_PROXY; a company's hosts in it must not be lost."""
+    for name, value in known.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    spare_local_servers()
+    assert (os.environ["no_proxy"], os.environ["NO_PROXY"]) == (then, then)
 
 
 def test_the_exported_client_reaches_a_server_of_this_machine_past_any_proxy(tmp_path: Path) -> None:

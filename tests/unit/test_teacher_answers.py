@@ -20,11 +20,12 @@ from ppe_lora.corpus.teachers.llm import fetch, openai_compatible
 from ppe_lora.corpus.teachers.llm.answer import ENOUGH, cause_of, last_object, without_thoughts
 from ppe_lora.corpus.teachers.llm.asking import Settings
 from ppe_lora.corpus.teachers.llm.chat_format import read_reply
-from ppe_lora.corpus.teachers.llm.exchange import Question, Reply
+from ppe_lora.corpus.teachers.llm.exchange import Question, Reply, Unavailable
 from ppe_lora.corpus.teachers.llm.http_failures import retry_after_s
 from ppe_lora.corpus.teachers.llm.prompt import read_request
 from ppe_lora.corpus.teachers.llm.servers import AskingFailed
 from ppe_lora.errors import DataError
+from ppe_lora.network import read_key
 from ppe_lora.recipe.schema import Data, GenerateSource, Recipe, Student
 from ppe_lora.recipe.teachers import OpenAICompatibleTeacher
 from ppe_lora.tasks.scores import ScoresTask
@@ -106,9 +107,14 @@ def test_content_in_pieces(content: Any, text: str) -> None:
 
 
 def test_a_key_that_the_server_echoes_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOME_API_KEY", "abcdefgh12345678")
-    reply = read_reply("s", "k", {"choices": [message(content="your key is abcdefgh12345678")]})
-    assert reply.text == "your key is ***"
+    """Whatever its variable is called. Nothing else of an answer is touched: it becomes data."""
+    monkeypatch.setenv("OUR_ACCESS", "abcdefgh12345678")
+    read_key("OUR_ACCESS", "s")
+    said = "your key is abcdefgh12345678; a song, api_key: 0123456789"
+    reply = read_reply("s", "k", {"choices": [message(content=said)]})
+    assert reply.text == "your key is ***; a song, api_key: 0123456789"
+    with pytest.raises(Unavailable, match=r"^s: expected a chat completion; got .*: your key is \*\*\*$"):
+        read_reply("s", "k", "your key is abcdefgh12345678")
 
 
 def test_milliseconds_to_wait() -> None:

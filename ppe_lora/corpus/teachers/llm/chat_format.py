@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from ppe_lora.corpus.teachers.llm.exchange import Question, Reply, Unavailable
-from ppe_lora.redaction import mask
+from ppe_lora.redaction import mask_sent
 
 
 def openai_body(question: Question) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def read_reply(where: str, key: str, body: str | Mapping[str, Any]) -> Reply:
         ) from error
     choice, usage = completion.choices[0], completion.usage or _Usage()
     text, finish_reason = choice.message.answer(choice.finish_reason or "")
-    return Reply(key, mask(text), finish_reason, usage.prompt_tokens or 0, usage.completion_tokens or 0)
+    return Reply(key, mask_sent(text), finish_reason, usage.prompt_tokens or 0, usage.completion_tokens or 0)
 
 
 def shortened(text: str) -> str:

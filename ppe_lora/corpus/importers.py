@@ -10,7 +10,7 @@ from ppe_lora.corpus.joins import Table, check_joins
 from ppe_lora.corpus.precision import Scale, check_precision, to_task
 from ppe_lora.corpus.rows import Row, row_id
 from ppe_lora.corpus.tables import Record, file_problem, raise_problems, read_records
-from ppe_lora.recipe.schema import ImportSource, SplitName
+from ppe_lora.recipe.schema import ImportSource, SourceFile, SplitName
 from ppe_lora.tasks.scores import ScoresTask
 
 
@@ -153,7 +153,11 @@ def _read_table(name: str, path: Path, source: ImportSource, section: str) -> Ta
     bare: dict[str, str] = {}
     problems = []
     column = source.files[name].id
-    for record in read_records(path, source.files[name].encoding, f"{section}.files.{name}.encoding"):
+    found = list(read_records(path, source.files[name].encoding, f"{section}.files.{name}.encoding"))
+    named = column != SourceFile.model_fields["id"].default
+    if len(source.files) == 1 and not named and not any(column in record.values for record in found):
+        return Table(path, {f"line {record.line}": record for record in found})
+    for record in found:
         where = f"{path}:{record.line}"
         if column not in record.values:
             problems.append(f"{where}: expected a column {column!r} to join by; got {', '.join(record.values)}")

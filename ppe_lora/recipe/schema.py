@@ -91,7 +91,7 @@ class SourceFile(Section):
     path: str
     """Relative to `source_dir`."""
     id: str = "id"
-    """Its column that joins it to the other files. Ids are compared as they are written."""
+    """Its column that joins it to the other files. Ids are compared as they are written. A single file needs none."""
     encoding: Annotated[str, AfterValidator(_encoding)] = "utf-8"
     """What its text is in: utf-8, cp932 (Shift-JIS), utf-16, cp1252, ..."""
 

@@ -146,7 +146,6 @@ def test_files_without_a_key_say_how_to_convert_them(tmp_path: Path) -> None:
         ("", "x.csv: expected at least one entry; got an empty file"),
         ("id,text,joy\na,one,1\n\x00,two,2\n", "x.csv:3: id: a text holds the control character U+0000"),
         ("id,text,joy\na,o\x00e,1\n", "x.csv:2: text: a text holds the control character U+0000"),
-        ("Answers 2026,,\nid,text,joy\n", "x.csv:2: expected a column 'id' to join by; got Answers 2026"),
         ("id,text,joy\na,one,\"3,5\"\n", "x.csv:2: joy: expected a number; got '3,5'; write the decimals after a point "
                                        "and no thousands separators"),
     ],
@@ -154,6 +153,19 @@ def test_files_without_a_key_say_how_to_convert_them(tmp_path: Path) -> None:
 def test_what_is_wrong_in_a_csv_file_is_said_with_its_line(tmp_path: Path, content: str, expected: str) -> None:
     """Lines of CSV errors were one too small, and a carriage return in a cell moved all that follow."""
     assert refusal(one, tmp_path, "x.csv", content) == f"{tmp_path}/{expected.format(tmp_path)}"
+
+
+def test_a_single_file_needs_no_ids(tmp_path: Path) -> None:
+    """There is nothing to join it to; a column of numbers had to be made for it."""
+    assert texts(one(tmp_path, "x.csv", "text,joy\none,0\none,50\n\ntwo,100\n")) == ["one", "one", "two"]
+    assert refusal(one, tmp_path, "x.csv", "Answers 2026,,\nid,text,joy\n") == (
+        f"data.source.request: expected a column of {tmp_path}/x.csv (Answers 2026); got 'text'\n"
+        f"data.source.target.joy: expected a column of {tmp_path}/x.csv (Answers 2026); got 'joy'"
+    )
+    (tmp_path / "x.csv").write_text("text,joy\none,0\n")
+    assert refusal(several, tmp_path, {"all": {"path": "x.csv", "id": "key"}}) == (
+        f"{tmp_path}/x.csv:2: expected a column 'key' to join by; got text, joy"
+    )
 
 
 LINES = "write every object on a line of its own, without brackets around them: jq -c '.[]' FILE > FILE.jsonl"

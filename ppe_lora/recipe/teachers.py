@@ -83,7 +83,7 @@ class MistralTeacher(_LlmTeacher):
     kind: Literal["mistral"]
     mode: Literal["realtime", "batch"] = "realtime"
     """`batch` is half the price (set `prices` accordingly) and outside the rate limits; answers take minutes to a
-    day."""
+    day. Of many questions two dozen are asked in real time first, to see that the answers are of use."""
 
 
 class Server(Section):

@@ -262,3 +262,25 @@ def test_mistral_in_both_modes(
     assert len(server.jobs) == (2 if mode == "batch" else 0)  # the second job asks what the first one lost
     lines = [json.loads(line) for name in SPLITS for line in split_path(tmp_path / "data/d", name).open()]
     assert {line["teacher"] for line in lines} == {"teacher-1"}
+
+
+def test_batch_jobs_begin_only_when_some_answers_are_of_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job cannot be stopped at its 24th useless answer: all would be paid for before anybody sees one."""
+    monkeypatch.setenv("MISTRAL_API_KEY", KEY)
+    says = ["<think>hm"]
+    server = MistralServer(answer=lambda body: says[0] or write_request(body))
+    with serve(server) as url:
+        at_url = functools.partialmethod(MistralEndpoint.__init__, server_url=url)
+        monkeypatch.setattr(MistralEndpoint, "__init__", at_url)
+        at_url_too = functools.partialmethod(MistralBatch.__init__, server_url=url, poll_s=0.02)
+        monkeypatch.setattr(MistralBatch, "__init__", at_url_too)
+        write_recipe(tmp_path, f"kind: mistral, model: teacher-1, mode: batch, {PRICED}", rows=300)
+        assert build(monkeypatch, tmp_path) == 2
+        assert "(24 thoughts without an answer), so asking stopped" in " ".join(capsys.readouterr().err.split())
+        assert (len(server.bodies), server.jobs) == (24, {})
+        says[0] = ""
+        assert build(monkeypatch, tmp_path, "data.source.teacher.temperature=0.9") == 0
+    (job,) = server.jobs.values()
+    assert job["job"]["total_requests"] == 300 - 24

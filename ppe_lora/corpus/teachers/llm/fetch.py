@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 from ppe_lora.console import Advance, progress
 from ppe_lora.corpus.teachers.llm import budget
-from ppe_lora.corpus.teachers.llm.answer import Judge
+from ppe_lora.corpus.teachers.llm.answer import ENOUGH, Judge
 from ppe_lora.corpus.teachers.llm.asking import OnMeter, Settings
 from ppe_lora.corpus.teachers.llm.client import Client
 from ppe_lora.corpus.teachers.llm.exchange import Question, RateLimit, Refused, Reply
@@ -18,6 +19,8 @@ from ppe_lora.errors import Interrupted
 from ppe_lora.recipe.teachers import LlmTeacher as LlmSettings
 from ppe_lora.recipe.teachers import MistralTeacher, OpenAICompatibleTeacher
 
+_TRIAL_FROM = 10 * ENOUGH
+"""Questions for batch jobs from which on a trial is made first."""
 _ANSWER_S = 3.0
 """Assumed for the estimate where no rate limit bounds the pace: one answer, among others under way."""
 
@@ -72,7 +75,11 @@ def fetch_replies(
     judge = Judge(section, settings.max_tokens, usable, log.path)
     refused: Mapping[str, str] = {}
     if mine and isinstance(settings, MistralTeacher) and settings.mode == "batch":
-        _fetch_batch(settings, [question for question in questions if question.key in mine], log)
+        todo = [question for question in questions if question.key in mine]
+        if len(todo) >= _TRIAL_FROM and not _batch_folder(log).exists():
+            # What a job answers comes hours later and all at once: a few in real time say whether it is of any use.
+            _fetch_now(settings, todo[:ENOUGH], log, lambda meter: None, judge)
+        _fetch_batch(settings, [question for question in todo if question.key not in log.replies], log)
     elif mine:
         known = len(keys & log.replies.keys())
         with progress(f"{doing} {settings.model}", known + len(mine), done=known) as advance:
@@ -117,7 +124,7 @@ def _fetch_batch(settings: LlmSettings, questions: Sequence[Question], log: RawL
             await account.check(settings.model)  # a job's own word on a wrong name comes after the upload, and is short
         finally:
             await account.close()
-        batch = mistral_batch.MistralBatch(log.path.with_suffix(".batch"))
+        batch = mistral_batch.MistralBatch(_batch_folder(log))
         try:
             missing: Mapping[str, str] = {question.key: "" for question in questions}
             while missing:
@@ -142,6 +149,11 @@ def _fetch_batch(settings: LlmSettings, questions: Sequence[Question], log: RawL
             f"none (one of them: {next(iter(missing.values()))}); the others are kept: run the same command again, "
             "or ask the rest in real time (mode: realtime)"
         )
+
+
+def _batch_folder(log: RawLog) -> Path:
+    """Where the log's batch jobs are kept."""
+    return log.path.with_suffix(".batch")
 
 
 def prices_of(settings: LlmSettings) -> budget.Prices:

@@ -214,18 +214,30 @@ def describe(
 
 
 def bin_edges(task: ScoresTask, most: int) -> list[float]:
-    """Edges of at most `most` equal bins over the task's range; one bin a value where the task has no more values.
+    """Edges of at most `most` bins over the task's range, each of the same number of values; one bin a value where the
+    task has no more values. Bins of 1.5 values would show a comb that is not in the rows.
 
     Example:
         >>> bin_edges(ScoresTask(), 5), bin_edges(ScoresTask(low=1, high=3), 5)
         ([0.0, 20.0, 40.0, 60.0, 80.0, 100.0], [0.5, 1.5, 2.5, 3.5])
+        >>> bin_edges(ScoresTask(low=1, high=5, decimals=1), 5)
+        [1.0, 1.8, 2.6, 3.4, 4.2, 5.0]
     """
-    step = 10.0**-task.decimals
-    values = round(task.span / step) + 1
-    few = values <= most
-    low, high, bins = (task.low - step / 2, task.high + step / 2, values) if few else (task.low, task.high, most)
-    edges: list[float] = np.linspace(low, high, bins + 1).tolist()
-    return edges
+    steps_in = 10**task.decimals
+    steps = task.span * steps_in
+    if steps >= most:
+        at_values, between = (max(n for n in range(1, most + 1) if count % n == 0) for count in (steps, steps + 1))
+        if max(at_values, between) <= most / 4:  # no divisor: the last bin is short
+            width = -(-(steps + 1) // most)
+        elif between > at_values:
+            width = (steps + 1) // between
+        else:  # the last bin holds one value more; the edges are exactly values, which a sum of fractions would miss
+            width = steps // at_values
+            return [task.round(task.low + width * n / steps_in) + 0.0 for n in range(at_values + 1)]
+    else:
+        width = 1
+    bins = -(-(steps + 1) // width)
+    return [task.low + (width * n - 0.5) / steps_in for n in range(bins + 1)]
 
 
 def _read_rejected(path: Path, task: ScoresTask) -> list[Rejection]:

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,3 +223,21 @@ def test_planted_faults_are_found() -> None:
 def test_splits_are_all_described() -> None:
     """A split added to the contract and forgotten here would be missing from the page."""
     assert tuple(describe(good_data(), TASK, group=1.0).keys["a"].splits) == SPLITS
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "decimals"),
+    [(0, 100, 0), (0, 30, 0), (0, 5, 1), (1, 5, 1), (-5, 5, 1), (0, 1, 1), (0, 37, 0), (1, 100, 0), (0, 255, 0)],
+)
+@pytest.mark.parametrize("most", [5, 10, 20])
+def test_bins_hold_equally_many_values_on_every_scale(low: int, high: int, decimals: Any, most: int) -> None:
+    """Twenty bins over 31 values are a comb of one and two that is not in the rows, and edges at sums of tenths leave a
+    bin from 0 to 1 empty. Each value once is what an even spread looks like."""
+    task = ScoresTask(keys=("a",), low=low, high=high, decimals=decimals)
+    values = [step / 10**decimals for step in range(low * 10**decimals, high * 10**decimals + 1)]
+    edges = bin_edges(task, most)
+    *counts, last = np.histogram(values, bins=edges)[0].tolist()
+    assert len(set(counts)) == 1
+    assert 0 < last <= counts[0] + 1
+    assert sum(counts) + last == len(values)
+    assert most / 4 < len(edges) - 1 <= most

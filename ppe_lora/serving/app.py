@@ -76,16 +76,16 @@ def interpreter_routes(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/api", tags=["interpreter"], responses=REFUSALS, route_class=StrictRoute)
 
     @routes.post("/interpreter")
-    async def interpret(body: InterpreterRequest) -> InterpreterResponse:
+    async def interpret(body: InterpreterRequest, request: Request) -> InterpreterResponse:
         """Answer one request with a number per key."""
-        replies, model, latency_ms = await service.answer(body.model, [_ask(body)])
+        replies, model, latency_ms = await service.answer(body.model, [_ask(body)], request.scope["arrived"])
         return _response(replies[0], model, latency_ms)
 
     @routes.post("/interpreter/batch")
-    async def interpret_batch(body: BatchRequest) -> BatchResponse:
+    async def interpret_batch(body: BatchRequest, request: Request) -> BatchResponse:
         """Answer several requests, decoded together. All are answered, or none."""
         asks = await aside(lambda: list(map(_ask, body.requests)))
-        replies, model, latency_ms = await service.answer(body.model, asks)
+        replies, model, latency_ms = await service.answer(body.model, asks, request.scope["arrived"])
         return BatchResponse(results=[_response(reply, model, latency_ms) for reply in replies], latency_ms=latency_ms)
 
     @routes.get("/models")
@@ -177,7 +177,7 @@ async def _refuse_path(request: Request, error: Exception) -> Response:
 
 async def _fail(request: Request, error: Exception) -> Response:
     """A bug: logged here; the client is told where to look."""
-    failure = log_failure(f"{request.method} {request.url.path}", error)
+    failure = log_failure(f"{request.method} {request.scope['path']!r}", error)
     return AsciiJSONResponse(
         ApiError(500, "internal_error", f"the server failed; its log says why under {failure}").body, 500
     )

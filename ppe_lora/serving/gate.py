@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -141,7 +142,8 @@ class Gate:
             return
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # uvicorn leaves the body out
-        await self._answer({**scope, "draining": self.draining}, body, receive, response)
+        told = {"draining": self.draining, "arrived": time.perf_counter()}
+        await self._answer({**scope, **told}, body, receive, response)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, response: _Response) -> None:
         """Have the API answer; when the client hangs up, what it asked for is given up."""

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from ppe_lora.cells import request_of
@@ -48,7 +48,7 @@ def openai_routes(service: Service) -> APIRouter:
         response_model=ChatResponse,
         responses={200: {"content": {"text/event-stream": {}}}},
     )
-    async def complete(body: ChatRequest) -> Response:
+    async def complete(body: ChatRequest, request: Request) -> Response:
         """Answer the last user message with compact JSON.
 
         The instruction is the model's own: other messages are not read. The answer is the model's one answer to the
@@ -56,7 +56,7 @@ def openai_routes(service: Service) -> APIRouter:
         answer (n, tools, logprobs, another response_format, stop) are refused.
         """
         check_parameters(body.model_extra or {}, service.backend(body.model).task)
-        replies, model, _ = await service.answer(body.model, [_ask(body, service)])
+        replies, model, _ = await service.answer(body.model, [_ask(body, service)], request.scope["arrived"])
         reply = replies[0]
         response = ChatResponse(
             id=f"chatcmpl-{uuid.uuid4().hex}",

@@ -2,6 +2,7 @@
 
 import gc
 import ipaddress
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -160,7 +161,8 @@ def listen(settings: Settings) -> Listener:
     try:
         listener = Listener(family, Connections(most_connections(settings)))
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name != "nt":  # there it would let two servers have one port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
             listener.bind((settings.host, settings.port))
         except BaseException:

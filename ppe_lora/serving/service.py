@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ppe_lora.cells import shown
 from ppe_lora.corpus.filters import is_japanese
 from ppe_lora.serving.backend import ApiError, Ask, Backend, Reply
 from ppe_lora.serving.metrics import Metrics
@@ -46,16 +47,20 @@ class Service:
         self._shadow, self._traces = shadow, traces
         metrics.watch_queues(self.models)
 
-    async def answer(self, model: str | None, asks: list[Ask]) -> Answered:
-        """Answer requests with a model; None is the default one.
+    async def answer(self, model: str | None, asks: list[Ask], arrived: float) -> Answered:
+        """Answer requests with a model.
+
+        Args:
+            model: Its name; None is the default one.
+            asks: The requests.
+            arrived: When they were there as a whole, by `time.perf_counter`.
 
         Raises:
             ApiError: There is no such model, or it cannot answer.
         """
-        started = time.perf_counter()
         name = self.default if model is None else model
         replies = await self.backend(name).answer(asks)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - arrived
         self.metrics.answers.labels(name).inc(len(asks))
         self.metrics.latency.labels(name).observe(seconds)
         if self._shadow is not None and name == self.default:
@@ -72,7 +77,9 @@ class Service:
             ApiError: There is none.
         """
         if name not in self.models:
-            raise ApiError(404, "model_not_found", f"model: expected one of {', '.join(self.models)}; got {name!r}")
+            raise ApiError(
+                404, "model_not_found", f"model: expected one of {', '.join(self.models)}; got {shown(name)}"
+            )
         return self.models[name]
 
     def problems(self) -> list[str]:

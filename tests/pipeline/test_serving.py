@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from ppe_lora.artifacts import write_manifest
 from ppe_lora.export.contract import contract_of, read_contract, uncorrected, write_contract
 from ppe_lora.recipe import load_recipe
 from ppe_lora.serving.backend import ApiError
-from ppe_lora.serving.reading import find_calibration
+from ppe_lora.serving.reading import Reader, find_calibration
 from tests.command import ppe_lora
 from tests.evaluations import predictions as made_up
 from tests.evaluations import write_run
@@ -84,6 +85,23 @@ def test_what_is_served_is_what_was_evaluated(server, served_run):
     batches = server.metrics.registry.get_sample_value("ppe_lora_batch_rows_sum", {"model": "tuned"})
     passes = server.metrics.registry.get_sample_value("ppe_lora_batch_rows_count", {"model": "tuned"})
     assert batches > passes  # some were decoded together
+
+
+def test_requests_are_tokenized_beside_the_event_loop(server, monkeypatch):
+    """Forty long texts kept everybody waiting for 2.5 s; the wait is part of the latency that the client is told."""
+    threads = []
+    prompt = Reader.prompt
+
+    def slow(self, ask):
+        threads.append(threading.current_thread().name)
+        time.sleep(0.2)
+        return prompt(self, ask)
+
+    monkeypatch.setattr(Reader, "prompt", slow)
+    with server.client() as client:
+        answer = client.post("/api/interpreter", json=REQUEST).json()
+    assert [name.partition("_")[0] for name in threads] == ["aside"]
+    assert answer["latency_ms"] > 200
 
 
 def test_adapter_and_merged_weights_answer_alike_and_the_base_is_another_model(server):

@@ -250,7 +250,7 @@ def test_a_bug_is_one_line_of_the_log_and_an_id_for_the_client(caplog):
     assert error["type"] == "internal_error"
     assert len(caplog.records) == 1
     line = caplog.records[0].getMessage()
-    assert line.startswith(f"failure {failure}: POST /api/interpreter: ValueError: 'a secret path'; at ")
+    assert line.startswith(f"failure {failure}: POST '/api/interpreter': ValueError: 'a secret path'; at ")
     assert line.endswith(" answer")
     assert caplog.records[0].exc_info is None
 

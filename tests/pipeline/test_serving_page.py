@@ -229,6 +229,7 @@ def test_a_key_can_be_given(browser, models):
         expect(page.get_by_role("alert")).to_have_text("This server asks for an API key.")
         page.get_by_label("API key").fill("secret-key")
         page.get_by_label("API key").press("Enter")
+        expect(page.locator(".panel")).to_have_count(1)
         page.locator("#request").fill("soft")
         page.locator("#request").press("Enter")
         values_of(page, SOFT)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import TextIO
 
+from ppe_lora.cells import shown
 from ppe_lora.errors import DataError
 
 _HEAD = 1 << 16
@@ -57,14 +58,25 @@ def undecodable(path: Path, encoding: str = "utf-8", key: str | None = None) -> 
     content = path.read_bytes()
     name = "UTF-8" if codecs.lookup(encoding).name == "utf-8" else encoding
     found = _wide(content[:_HEAD]) or _likely(content)
-    looks = f"it looks like {_NAMES.get(found, found)}; {_remedy(path, found, key)}" if found else "save it as UTF-8"
     try:
         content.decode(encoding)
     except UnicodeDecodeError as error:
-        before = content[: error.start].decode(encoding, "replace")
-        line = len(re.findall(r"\r\n|\r|\n", before)) + 1
-        return DataError(f"{path}:{line}: expected {name} text; got byte {content[error.start]:#04x}; {looks}")
-    return DataError(f"{path}: expected {name} text with a byte order mark; got none; {looks}")
+        before, behind = content[: error.start], content[error.start :]
+        line = len(re.findall(r"\r\n|\r|\n", before.decode(encoding, "replace"))) + 1
+        where, what = f"{path}:{line}", f"got byte {behind[0]:#04x}"
+        sample = f" ({_first_words(behind, found)})" if found in _NAMES else ""
+    else:
+        where, what, sample = str(path), "got text without a byte order mark", ""
+    looks = "correct or delete it" if name == "UTF-8" else "save the file as UTF-8"
+    if found:
+        looks = f"it looks like {_NAMES.get(found, found)}{sample}; {_remedy(path, found, key)}"
+    return DataError(f"{where}: expected {name} text; {what}; {looks}")
+
+
+def _first_words(content: bytes, encoding: str) -> str:
+    """How a line goes on in an encoding, for a reader to judge it by."""
+    line = re.split(rb"[\r\n]", content[:80])[0]
+    return shown(line.decode(encoding, "ignore")[:16])
 
 
 def _remedy(path: Path, encoding: str, key: str | None) -> str:
@@ -83,16 +95,19 @@ def _wide(head: bytes) -> str | None:
     return "utf-16-le" if odd > half and not even else "utf-16-be" if even > half and not odd else None
 
 
-_NAMES = {"utf-8": "UTF-8", "cp932": "Shift-JIS", "euc_jp": "EUC-JP", "cp1252": "Windows-1252 (Latin-1)"}
+_NAMES = {"utf-8": "UTF-8", "cp932": "Shift-JIS", "euc_jp": "EUC-JP", "cp1252": "Windows-1252 or Latin-1"}
 
 
 def _likely(content: bytes) -> str | None:
-    """The encoding that bytes which are not UTF-8 are most likely in; None where none fits.
+    """The encoding that bytes are most likely in; None where none fits, or where most of them are UTF-8.
 
     Accented Latin letters may pass for Japanese ones, but they follow other Latin letters.
     """
     if _is_utf8(content):
         return "utf-8"
+    signs = [sign for sign in content.decode("utf-8", "replace") if not sign.isascii()]
+    if signs.count("\ufffd") * 2 < len(signs):
+        return None
     for name in ("euc_jp", "cp932"):
         runs = re.findall(r"(?:^|(.))([^\x00-\x7f]+)", _decoded(content, name), re.DOTALL)
         inside_words = sum(before.isalpha() for before, _ in runs)

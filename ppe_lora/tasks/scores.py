@@ -195,7 +195,7 @@ class ScoresTask(Section):
             if key not in target:
                 continue
             value = target[key]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
                 problems.append(f"{key}: expected a number; got {value!r}")
             elif not self.low <= value <= self.high:
                 problems.append(f"{key}: expected {self.low} to {self.high}; got {digits(value)}")

@@ -151,7 +151,7 @@ def test_text_that_is_not_utf8_is_named(folder: Path) -> None:
     """Shift-JIS files are common in Japanese projects."""
     (folder / "texts.csv").write_bytes("id,split,text\na,train,雨\n".encode("shift_jis"))
     assert message(folder) == (
-        f"{folder}/texts.csv:2: expected UTF-8 text; got byte 0x89; it looks like Shift-JIS; "
+        f"{folder}/texts.csv:2: expected UTF-8 text; got byte 0x89; it looks like Shift-JIS ('雨'); "
         "write data.source.files.texts.encoding: cp932, or save the file as UTF-8"
     )
 

@@ -33,6 +33,7 @@ def refusal(read: Any, *args: Any) -> str:
         (ROW.replace('"id": "1"', '"id": "1", "id": "2"'), "the key 'id' is there twice"),
         (ROW.replace('"id": "1"', '"id" :"1", "id": "2"'), "the key 'id' is there twice"),
         (ROW.replace('"id": "1"', '"id"\t: "1", "\\u0069d": "2"'), "the key 'id' is there twice"),
+        (ROW.replace('"joy": 3', f'"joy": {"9" * 400}'), f"target: joy: expected 0 to 100; got {'9' * 400}"),
         (ROW.replace("rain", "\\u200b"), "request: expected a text; got blanks only: '\\u200b'"),
         (ROW.replace("rain", "\\u0000"), "request: a text holds the control character U+0000"),
         (ROW[:-1] + ', "context": {"time": "\\u0007"}}', "context.time: a text holds the control character U+0007"),

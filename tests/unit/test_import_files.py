@@ -81,30 +81,30 @@ ACCENTS = 'id,text,joy\na,"cafe",0\nb,un été à la crème brûlée,50\nc,it\u2
 @pytest.mark.parametrize(
     ("content", "encoding", "line", "words"),
     [
-        (JAPANESE, "cp932", 2, "expected UTF-8 text; got byte 0x89; it looks like Shift-JIS; write "),
-        (JAPANESE, "euc_jp", 2, "expected UTF-8 text; got byte 0xb1; it looks like EUC-JP; write "),
-        (ACCENTS, "cp1252", 3, "expected UTF-8 text; got byte 0xe9; it looks like Windows-1252 (Latin-1); write "),
-        (JAPANESE, "utf-16", 1, "expected UTF-8 text; its first bytes are those of UTF-16; write "),
-        (ROWS, "utf-16-le", 1, "expected UTF-8 text; its first bytes are those of UTF-16-LE; write "),
-        (ROWS, "utf-16-be", 1, "expected UTF-8 text; its first bytes are those of UTF-16-BE; write "),
-        (ROWS, "utf-32", 1, "expected UTF-8 text; its first bytes are those of UTF-32; write "),
+        (JAPANESE, "cp932", 2, "got byte 0x89; it looks like Shift-JIS ('雨の夜に聴く曲,0')"),
+        (JAPANESE, "euc_jp", 2, "got byte 0xb1; it looks like EUC-JP ('雨の夜に聴く曲,0')"),
+        (ACCENTS, "cp1252", 3, "got byte 0xe9; it looks like Windows-1252 or Latin-1 ('été à la crème b')"),
+        (JAPANESE, "utf-16", 1, "its first bytes are those of UTF-16"),
+        (ROWS, "utf-16-le", 1, "its first bytes are those of UTF-16-LE"),
+        (ROWS, "utf-16-be", 1, "its first bytes are those of UTF-16-BE"),
+        (ROWS, "utf-32", 1, "its first bytes are those of UTF-32"),
     ],
-)  # fmt: skip
+)
 def test_an_encoding_is_named_with_the_line_to_write(
     tmp_path: Path, content: str, encoding: str, line: int, words: str
 ) -> None:
     """`got byte 0x89` said neither where nor what to do; with the line that the message names the file is read."""
     message = refusal(one, tmp_path, "x.csv", content.encode(encoding))
     key = f"data.source.files.all.encoding: {encoding}"
-    assert message == f"{tmp_path}/x.csv:{line}: {words}{key}, or save the file as UTF-8"
+    assert message == (f"{tmp_path}/x.csv:{line}: expected UTF-8 text; {words}; write {key}, or save the file as UTF-8")
     assert len(one(tmp_path, "x.csv", content.encode(encoding), encoding=encoding).rows) == 3
 
 
 def test_a_wrong_encoding_in_the_recipe_is_named(tmp_path: Path) -> None:
     """The remedy must not lead to a traceback."""
     assert refusal(one, tmp_path, "x.csv", "id,text,joy\na,é,5\n".encode("cp1252"), encoding="ascii") == (
-        f"{tmp_path}/x.csv:2: expected ascii text; got byte 0xe9; it looks like Windows-1252 (Latin-1); write "
-        "data.source.files.all.encoding: cp1252, or save the file as UTF-8"
+        f"{tmp_path}/x.csv:2: expected ascii text; got byte 0xe9; it looks like Windows-1252 or Latin-1 ('é,5'); "
+        "write data.source.files.all.encoding: cp1252, or save the file as UTF-8"
     )
     with pytest.raises(ValueError, match="expected a text encoding such as utf-8, cp932 or cp1252; got 'base64'"):
         one(tmp_path, "x.csv", ROWS, encoding="base64")
@@ -114,8 +114,8 @@ def test_files_without_a_key_say_how_to_convert_them(tmp_path: Path) -> None:
     """Vectors of real play and files to convert have no key for their encoding."""
     (tmp_path / "x.jsonl").write_bytes('{"a": "雨の夜"}\n'.encode("cp932"))
     assert refusal(lambda: list(read_records(tmp_path / "x.jsonl"))) == (
-        f"{tmp_path}/x.jsonl:1: expected UTF-8 text; got byte 0x89; it looks like Shift-JIS; save the file as UTF-8: "
-        "iconv -f cp932 -t utf-8 x.jsonl > NEW"
+        f"{tmp_path}/x.jsonl:1: expected UTF-8 text; got byte 0x89; it looks like Shift-JIS "
+        "('雨の夜\"}'); save the file as UTF-8: iconv -f cp932 -t utf-8 x.jsonl > NEW"
     )
 
 
@@ -332,12 +332,20 @@ def test_a_file_in_another_encoding_than_the_recipe_says_is_refused(tmp_path: Pa
         f"{tmp_path}/x.csv: expected cp1252 text; got UTF-8; delete data.source.files.all.encoding"
     )
     assert refusal(one, tmp_path, "x.csv", content, encoding="utf-16") == (
-        f"{tmp_path}/x.csv: expected utf-16 text with a byte order mark; got none; it looks like UTF-8; write "
+        f"{tmp_path}/x.csv: expected utf-16 text; got text without a byte order mark; it looks like UTF-8; write "
         "data.source.files.all.encoding: utf-8, or save the file as UTF-8"
     )
     assert refusal(one, tmp_path, "x.csv", content.encode("utf-16"), encoding="utf-8-sig") == (
         f"{tmp_path}/x.csv:1: expected utf-8-sig text; got byte 0xff; it looks like utf-16; write "
         "data.source.files.all.encoding: utf-16, or save the file as UTF-8"
+    )
+
+
+def test_one_strange_byte_does_not_make_another_encoding(tmp_path: Path) -> None:
+    """A byte that somebody pasted is no reason to read every other row as Windows-1252."""
+    content = ROWS.replace("one", "café, naïve".replace(",", "")).encode() + b"d,caf\xe9,7\n"
+    assert refusal(one, tmp_path, "x.csv", content) == (
+        f"{tmp_path}/x.csv:5: expected UTF-8 text; got byte 0xe9; correct or delete it"
     )
 
 

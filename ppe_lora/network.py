@@ -131,6 +131,25 @@ def redirected(status: int, location: str | None) -> str | None:
     )
 
 
+def remedy(address: str, error: BaseException) -> str:
+    """What to look at after a failed connection, other than whether the server runs; empty where that is all.
+
+    Args:
+        address: Where the server is.
+        error: How the connection failed.
+    """
+    said = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return "name the certificate of its authority in SSL_CERT_FILE"
+    if "WRONG_VERSION_NUMBER" in said or "RECORD_LAYER" in said:
+        return "it does not speak TLS: write http:// if that is meant"
+    if (proxy := _proxy(address)) is not None:
+        return f"it was asked through the proxy in {proxy[0]}: mend that, or name the host in NO_PROXY"
+    if isinstance(error.__cause__, httpx2.HTTPError):
+        return remedy(address, error.__cause__)
+    return ""
+
+
 class _Transport(httpx2.AsyncBaseTransport):
     """Takes turns among pools of connections, and bounds what comes back.
 

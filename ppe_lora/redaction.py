@@ -20,8 +20,8 @@ _SHAPES = tuple(
         (r"(://)[^\s\"'<>]*@", rf"\1{MASK}@"),  # to the last @: passwords hold some unquoted
         (r"(?i)\b(bearer|basic)(\s+)(?=\S*\d)[\w.~+/=-]{16,}", rf"\1\2{MASK}"),
         (
-            r"(?i)((?:api[-_ ]?key|access[-_]?token|authorization|secret|passwd|password)[\"']?\s*[:=]\s*[\"']?"
-            r"(?:bearer |basic )?)(?=\S*\d)[^\s\"'&,;}<>*]{8,}",
+            r"(?i)((?:api[-_ ]?key(?:_env)?|access[-_]?token|authorization|secret|passwd|password)[\"']?\s*[:=]\s*"
+            r"[\"']?(?:bearer |basic )?)(?=\S*\d)[^\s\"'&,;}<>*]{8,}",
             rf"\1{MASK}",
         ),
         (r"(?i)([?&](?:key|token|sig|signature)=)[^\s\"'&]+", rf"\1{MASK}"),

@@ -114,8 +114,11 @@ def build_dataset(recipe: Recipe, folder: Path, *, skip_corrupt: bool = False) -
 
 def make_reader(recipe: Recipe, folder: Path, *, skip_corrupt: bool = False) -> Reader | None:
     """Who reads the data set's texts back; None where the recipe wants no blind re-labelling. Arguments as above."""
-    settings = recipe.data.reader
-    return Reader(settings, recipe.task, raw_dir(folder), skip_corrupt=skip_corrupt) if settings else None
+    settings, relabel = recipe.data.reader, recipe.data.filters.relabel
+    if settings is None or relabel is None:
+        return None
+    section = "data.filters.relabel.teacher" if relabel.teacher else "data.source.teacher"
+    return Reader(settings, recipe.task, raw_dir(folder), section=section, skip_corrupt=skip_corrupt)
 
 
 def _generate(recipe: Recipe, teacher: Teacher, reader: Reader | None, held_out: Imported | None) -> _Built:

@@ -118,9 +118,8 @@ class Engine(ABC):
         except TimeoutError as error:
             raise EngineError(f"{where}: expected an answer within {self._timeout_s:g} s; got none") from error
         except network.BROKEN as error:
-            raise EngineError(
-                f"{where}: expected an answer; got {type(error).__name__} ({error}); is the server up?"
-            ) from error
+            remedy = network.remedy(self.url, error) or "is the server up?"
+            raise EngineError(f"{where}: expected an answer; got {type(error).__name__} ({error}); {remedy}") from error
         if response.status_code != 200:
             moved = network.redirected(response.status_code, response.headers.get("location"))
             got = moved or f"HTTP {response.status_code}: {_shown(response)}"

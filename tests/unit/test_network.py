@@ -5,14 +5,17 @@ import gzip
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
 
 from ppe_lora import network
 from ppe_lora.corpus.teachers.llm.exchange import Endpoint, Question, Refused
@@ -21,11 +24,12 @@ from ppe_lora.corpus.teachers.llm.mistral_batch import MistralBatch
 from ppe_lora.corpus.teachers.llm.openai_compatible import OpenAICompatibleEndpoint
 from ppe_lora.engines.llama_cpp import LlamaCpp
 from ppe_lora.engines.vllm import Vllm
+from ppe_lora.errors import EngineError, PpeError
 from ppe_lora.export.scripts import CLIENTS
 from ppe_lora.proxies import spare_local_servers
 from ppe_lora.serving.engine import find_engine
 from tests.garbage_server import COMMON, Garbage, GarbageServer
-from tests.teacher_servers import KEY, MistralServer, OpenAIServer, serve
+from tests.teacher_servers import KEY, MistralServer, OpenAIServer, free_port, serve
 
 ANYWHERE = "https://teacher.example/v1"
 REMEDY = "mend or unset it, or name the host in NO_PROXY"
@@ -251,3 +255,56 @@ def test_honest_answers_are_unpacked(packed: bytes) -> None:
     with serve(GarbageServer(Garbage(packed, headers=headers), lambda path, body: {}, ("/x",))) as url:
         expected = b"plain" if packed == b"plain" else gzip.decompress(packed)
         assert asyncio.run(get(url)).content == expected
+
+
+# --------------------------------------------------------------------------------------- connections that fail
+
+
+@pytest.fixture
+def tls_port(tmp_path: Path) -> Iterator[int]:
+    """A server with a certificate of its own making."""
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True,
+    )  # fmt: skip
+    config = uvicorn.Config(
+        OpenAIServer().app, log_level="critical", http="h11", lifespan="off", ssl_certfile=certificate, ssl_keyfile=key
+    )
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+
+
+def checking(url: str) -> str:
+    """What `check` says."""
+    with pytest.raises(PpeError) as error:
+        asyncio.run(checked(OpenAICompatibleEndpoint(url)))
+    return str(error.value)
+
+
+def test_a_certificate_of_an_unknown_authority(tls_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice was to start a server."""
+    url = f"https://localhost:{tls_port}/v1"
+    assert checking(url).endswith("; name the certificate of its authority in SSL_CERT_FILE")
+    with pytest.raises(EngineError, match=r"name the certificate of its authority in SSL_CERT_FILE$"):
+        asyncio.run(Vllm(url.removesuffix("/v1"), "m").check())
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "c.pem"))
+    asyncio.run(checked(OpenAICompatibleEndpoint(url)))
+
+
+def test_https_to_a_server_without_tls() -> None:
+    with serve(OpenAIServer()) as url:
+        said = checking(url.replace("http://127.0.0.1", "https://localhost") + "/v1")
+    assert said.endswith("; it does not speak TLS: write http:// if that is meant")
+
+
+def test_a_proxy_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://me:hunter2@127.0.0.1:{free_port()}")
+    said = checking("http://teacher.invalid/v1")
+    assert said.endswith("; it was asked through the proxy in HTTP_PROXY: mend that, or name the host in NO_PROXY")
+    assert "hunter2" not in said

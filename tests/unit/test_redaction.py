@@ -81,6 +81,7 @@ def test_good_addresses_pass(address: str) -> None:
         ('{"authorization": "Bearer 0123456789abcdef"}', '{"authorization": "Bearer ***"}'),
         ("bad header Authorization: Basic bWU6aHVudGVyMg==", "bad header Authorization: Basic ***"),
         ("x-api-key: 0123456789abcdef; retry", "x-api-key: ***; retry"),
+        ("data.source.teacher.api_key_env=0123456789abcdef", "data.source.teacher.api_key_env=***"),
         ("GET /v1/models?key=0123 failed", "GET /v1/models?key=*** failed"),
         ("Incorrect API key: sk-proj-0123456789abcdefghij", "Incorrect API key: ***"),
         ("token hf_abcdefghijklmnopqrstuvwxyz is invalid", "token *** is invalid"),

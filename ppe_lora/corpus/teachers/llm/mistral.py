@@ -12,7 +12,7 @@ from mistralai.client.models import BaseModelCard, FTModelCard
 
 from ppe_lora import network
 from ppe_lora.corpus.teachers.llm.chat_format import mistral_body, read_reply
-from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply
+from ppe_lora.corpus.teachers.llm.exchange import Question, Refused, Reply, Unavailable
 from ppe_lora.corpus.teachers.llm.http_failures import broken_connection, failure_of, one_attempt
 
 KEY_VARIABLE = "MISTRAL_API_KEY"
@@ -37,11 +37,16 @@ class MistralEndpoint:
     def __init__(self, *, server_url: str | None = None, timeout_s: float = 120.0) -> None:
         self._client, self._http = mistral_client(server_url, timeout_s)
         self._timeout_s = timeout_s
+        self._address = server_url or _ADDRESS
 
     async def check(self, model: str) -> None:
         """Raise `Refused` for a key or a model that Mistral does not know, `Unavailable` where it cannot be reached."""
-        async with mistral_attempt(_CHECK_S):
-            listed = await self._client.models.list_async(timeout_ms=_ms(_CHECK_S))
+        try:
+            async with mistral_attempt(_CHECK_S):
+                listed = await self._client.models.list_async(timeout_ms=_ms(_CHECK_S))
+        except Unavailable as error:
+            remedy = network.remedy(self._address, error.__cause__) if error.__cause__ else ""
+            raise Unavailable(f"{error}; {remedy or 'check the network, then run the same command again'}") from error
         names: set[str] = set()
         for card in listed.data or []:
             if isinstance(card, BaseModelCard | FTModelCard):

@@ -50,10 +50,10 @@ class OpenAICompatibleEndpoint:
             async with self._attempt(_CHECK_S):
                 response = await self._client.models.with_raw_response.list(timeout=_CHECK_S)
         except Unavailable as error:
-            raise Unavailable(
-                f"{error}; start a server, for example `vllm serve {model} --port {urlsplit(self.name).port or 80}`, "
-                "or mend the address"
-            ) from error
+            port = urlsplit(self.name).port or 80
+            start = f"start a server, for example `vllm serve {model} --port {port}`, or mend the address"
+            remedy = network.remedy(self.name, error.__cause__) if error.__cause__ else ""
+            raise Unavailable(f"{error}; {remedy or start}") from error
         except Refused as error:
             if self.name.rstrip("/").endswith("/v1"):
                 raise

@@ -44,17 +44,27 @@ class ReadingPrompt(Section):
 class Reader:
     """Asks a language model for the scores of requests."""
 
-    def __init__(self, settings: LlmTeacher, task: ScoresTask, folder: Path, *, skip_corrupt: bool = False) -> None:
+    def __init__(
+        self,
+        settings: LlmTeacher,
+        task: ScoresTask,
+        folder: Path,
+        *,
+        section: str = "data.filters.relabel.teacher",
+        skip_corrupt: bool = False,
+    ) -> None:
         """Reach for nothing yet.
 
         Args:
             settings: Model, servers, limits, budget.
             task: Names the scores.
             folder: Where raw readings are kept.
+            section: Where the recipe names the model.
             skip_corrupt: Pass over corrupt lines there; their questions are asked again.
         """
         self.name = settings.model
         self._settings, self._task, self._folder, self._skip_corrupt = settings, task, folder, skip_corrupt
+        self._section = section
         self._schema = answer_schema(task)
         self.spent = spent_on([], prices_of(settings))
         """What the answers to `read` used."""
@@ -78,7 +88,7 @@ class Reader:
                 self._settings,
                 questions,
                 log,
-                section="data.filters.relabel.teacher",
+                section=self._section,
                 doing="reading back with",
                 usable=lambda text: self._scores(text) is not None,
             )

@@ -147,7 +147,7 @@ def train(
         console.print(f"{run_dir}: epoch {best} selected, its adapter is in {run_dir / 'best'}")
         if told := held_back(*judged):
             warn(told)
-        if course is not None and course.diverged:
+        if course is not None and course.diverged and "diverged" not in trained:
             warn(f"the training loss was {course.story}: training has diverged; lower train.learning_rate")
     state.wait_for_everyone()
 

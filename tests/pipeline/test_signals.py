@@ -6,8 +6,9 @@ import signal
 import pytest
 
 from ppe_lora import pipeline
+from ppe_lora.boundary import in_words
 from ppe_lora.corpus import build
-from ppe_lora.errors import Interrupted
+from ppe_lora.errors import Interrupted, WorldError
 from ppe_lora.export import stage
 from ppe_lora.recipe import load_recipe
 from ppe_lora.report import run_report
@@ -90,3 +91,19 @@ def test_a_second_signal_stops_at_once_and_names_the_newest_checkpoint(recipe, m
         "--resume`"
     )
     assert "SIGTERM: saving a checkpoint after this step; once more stops at once" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_be_deleted_is_named(recipe, monkeypatch):
+    """`--fresh` on a read-only run was told to use `--fresh`."""
+    run = pipeline.run_dir(recipe)
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("")
+
+    def read_only(path, *args, **kwargs):
+        if kwargs.get("ignore_errors") is not True:
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(training.shutil, "rmtree", read_only)
+    with pytest.raises(WorldError) as error, in_words():
+        training.train(recipe, pipeline.data_dir(recipe), run, fresh=True)
+    assert str(error.value).startswith(f"{run}: expected access to it; got Permission denied; ")

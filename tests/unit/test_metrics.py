@@ -144,6 +144,13 @@ def _epoch(error: float, json_rate: float = 1.0, schema_rate: float = 1.0) -> di
     return {"mse_norm": error, "json_valid_rate": json_rate, "schema_valid_rate": schema_rate, "valid_loss": 9 - error}
 
 
+def test_epochs_without_the_metric_are_not_blamed_on_the_format():
+    """Valid answers and an error that is no number: the advice was about the format gate, which they pass."""
+    with pytest.raises(SelectionError) as error:
+        select_epoch({1: _epoch(math.nan), 2: _epoch(0.1, json_rate=0.5)}, 0.99, advice="Go on.")
+    assert str(error.value) == "selection: no epoch that passes the format gate of 0.99 has a mse_norm. Go on."
+
+
 def test_selection_takes_the_smallest_decoded_error_among_the_valid():
     """Never the token loss, and never an epoch whose few valid answers happen to be good."""
     history = {1: _epoch(0.05), 2: _epoch(0.01, schema_rate=0.9), 3: _epoch(0.04), 4: _epoch(0.04)}

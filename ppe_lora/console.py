@@ -39,6 +39,8 @@ class _Console(Console):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+if not os.environ.get("COLUMNS", "1").strip("0"):
+    del os.environ["COLUMNS"]  # a terminal without a size: tables would have no width, and nothing would be shown
 console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 _LOG_EVERY_S = 30.0

@@ -58,7 +58,7 @@ def ppe_forked(
         if child == 0:
             status: object = 1
             try:
-                signal.alarm(60)
+                signal.alarm(600)
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
                 os.chdir(cwd)

@@ -122,7 +122,7 @@ class _Disk:
     def close(self) -> None:
         """Take it away."""
         if self.is_mounted:
-            subprocess.run(["umount", str(self.place)], check=True)
+            subprocess.run(["umount", "--lazy", str(self.place)], check=True)
         shutil.rmtree(self.place)
 
     def _remount(self, option: str) -> None:

@@ -15,7 +15,12 @@ ReadOut = Literal["greedy", "posterior_mean", "posterior_median", "calibrated"]
 Engine = Literal["vllm", "gguf", "onnx"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
 
-_LETTERS = "letters without accents, digits, `_`, `.` and `-`, a letter or digit first"
+_LETTERS = (
+    "letters without accents, digits, `_`, `.` and `-`, a letter or digit first, no `.` last, at most 100, and no "
+    "device of Windows (con, nul, com1)"
+)
+_FOLDER = r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,98}[A-Za-z0-9_-])?"
+"""Of a run or a data set: a folder of that name can be made everywhere, also with `.lock` and the like behind it."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -183,7 +188,7 @@ class Split(Section):
 class Data(Section):
     """From nothing to train, valid and test rows."""
 
-    name: Annotated[str, spelled("[a-z0-9][a-z0-9_.-]*", f"small {_LETTERS}")]
+    name: Annotated[str, spelled(rf"(?!.*[A-Z]){_FOLDER}", f"small {_LETTERS}")]
     """Folder under `data/`."""
     source: Annotated[
         Annotated[GenerateSource, Tag("generate")] | Annotated[ImportSource, Tag("import")],
@@ -383,7 +388,7 @@ class Export(Section):
 class Recipe(Section):
     """One experiment: data, student, training, evaluation, export. `name` is the folder under `checkpoints/`."""
 
-    name: Annotated[str, spelled("[A-Za-z0-9][A-Za-z0-9_.-]*", _LETTERS)]
+    name: Annotated[str, spelled(_FOLDER, _LETTERS)]
     """Taken from the file name when the recipe does not set it."""
     seed: int = 0
     """Fixes sampling, phrasing, split, initial adapter and data order."""

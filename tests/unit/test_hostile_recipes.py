@@ -122,6 +122,15 @@ def test_what_is_no_file_is_refused(kind, tmp_path):
     assert str(error.value) == f"{path}: {expected}"
 
 
+@pytest.mark.parametrize("name", ["..", "/x", "a/b", "CON", "nul.txt", "a.", "", "x" * 101, "-x", "あ"])
+@pytest.mark.parametrize("key", ["name", "data.name"])
+def test_a_name_that_is_no_folder_everywhere_is_refused(key, name):
+    """A run of 300 letters ended in "File name too long" after its start, one named `con` could not be copied."""
+    with pytest.raises(RecipeError, match=r"at most 100, and no device of Windows \(con, nul, com1\); got "):
+        load_recipe(DEMO, [f'{key}="{name}"'])
+    assert load_recipe(DEMO, [f"{key}={'x' * 100}"])
+
+
 def test_recipes_at_odd_places_load(tmp_path):
     """Blanks, quotes, brackets, line ends and Japanese in a path are no reason to fail."""
     for name in ("a b", "日本語", "[bold]", "a'b\"c", "a\nb", "-x"):

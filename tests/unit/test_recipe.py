@@ -220,12 +220,13 @@ def test_a_file_that_is_no_recipe_is_described(tmp_path, content, problem):
         ("data.source.languages={}", "data.source.languages: expected at least 1 item; got {}"),
         (
             "name=a/b",
-            "name: expected letters without accents, digits, `_`, `.` and `-`, a letter or digit first; got 'a/b'",
+            "name: expected letters without accents, digits, `_`, `.` and `-`, a letter or digit first, no `.` last, "
+            "at most 100, and no device of Windows (con, nul, com1); got 'a/b'",
         ),
         (
             "data.name=A",
-            "data.name: expected small letters without accents, digits, `_`, `.` and `-`, a letter or digit first; "
-            "got 'A'",
+            "data.name: expected small letters without accents, digits, `_`, `.` and `-`, a letter or digit first, no "
+            "`.` last, at most 100, and no device of Windows (con, nul, com1); got 'A'",
         ),
         ("task.kind=", "task.kind: expected 'scores'; got nothing"),
         ("track.wandb={project: ''}", "track.wandb.project: expected at least 1 character; got ''"),

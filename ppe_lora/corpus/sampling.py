@@ -80,6 +80,10 @@ def clusters_of(task: ScoresTask, sampler: Sampler, seed: int) -> Clusters:
     Raises:
         DataError: The file of observed vectors cannot be used.
     """
+    spreads = {f"archetypes.{name}.spread": one.spread for name, one in sampler.archetypes.items()}
+    spreads |= {"observed.spread": sampler.observed.spread} if sampler.observed else {}
+    for key, spread in spreads.items():
+        check_spread(f"data.source.sampler.{key}", spread, task)
     if sampler.observed:
         centers_CK = read_observed(task, sampler.observed)
         ones_C = np.ones(len(centers_CK))
@@ -91,6 +95,19 @@ def clusters_of(task: ScoresTask, sampler: Sampler, seed: int) -> Clusters:
     drawn_CK = row_rng(seed, "archetypes").uniform(0.1, 0.9, (_DRAWN_ARCHETYPES, len(task.keys)))
     ones_C = np.ones(_DRAWN_ARCHETYPES)
     return Clusters(task.low + task.span * drawn_CK, task.span / 10 * ones_C, ones_C)
+
+
+def check_spread(key: str, spread: float, task: ScoresTask) -> None:
+    """Refuse a standard deviation that leaves nothing of what it is around. Its default suits a range of 100.
+
+    Raises:
+        DataError: It is more than a quarter of the range.
+    """
+    if spread > task.span / 4:
+        raise DataError(
+            f"{key}: expected at most a quarter of the range from {task.low} to {task.high}; got {spread:g}, in which "
+            f"every score drowns; a twentieth of the range is {task.span / 20:g}"
+        )
 
 
 def read_observed(task: ScoresTask, observed: Observed) -> Floats:

@@ -11,8 +11,10 @@ from scipy.stats import qmc
 
 from ppe_lora.corpus.asks import CONTEXTS, make_asks
 from ppe_lora.corpus.sampling import clusters_of, sample_targets
+from ppe_lora.corpus.teachers import make_teacher
 from ppe_lora.errors import DataError
 from ppe_lora.recipe.schema import Archetype, GenerateSource, Observed, Sampler
+from ppe_lora.recipe.teachers import ScriptedTeacher
 from ppe_lora.tasks.scores import ScoresTask
 
 TASK = ScoresTask()
@@ -185,3 +187,24 @@ def test_asks_follow_weights_and_contexts_are_in_the_language() -> None:
     for ask in asks:
         for name, value in (ask.context or {}).items():
             assert value in CONTEXTS[ask.language][name]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "key", "spread"),
+    [
+        (Sampler(archetypes={"calm": {"center": {"energy": 2.0}}}), "data.source.sampler.archetypes.calm.spread", "10"),
+        (Sampler(observed={"path": "played.csv"}), "data.source.sampler.observed.spread", "5"),
+    ],
+)
+def test_a_spread_for_a_range_of_100_is_refused_on_a_short_one(sampler: Sampler, key: str, spread: str) -> None:
+    """The default of 10 around a score from 1 to 5 throws every one to an end of the range, in silence."""
+    task = ScoresTask(keys=("energy",), low=1, high=5, decimals=1)
+    with pytest.raises(DataError) as error:
+        clusters_of(task, sampler, seed=0)
+    assert str(error.value) == (
+        f"{key}: expected at most a quarter of the range from 1 to 5; got {spread}, in which every score drowns; a "
+        "twentieth of the range is 0.2"
+    )
+    with pytest.raises(DataError, match=r"data\.source\.teacher\.noise: expected at most a quarter of the range"):
+        make_teacher(ScriptedTeacher(), task, 0, Path("raw"))
+    make_teacher(ScriptedTeacher(noise=0.2), task, 0, Path("raw"))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ppe_lora.corpus.sampling import check_spread
 from ppe_lora.corpus.teachers.base import Ask, Phrased, Teacher
 from ppe_lora.corpus.teachers.llm.reader import Reader
 from ppe_lora.corpus.teachers.llm.teacher import LlmTeacher
@@ -26,8 +27,9 @@ def make_teacher(
         skip_corrupt: Pass over corrupt lines there.
 
     Raises:
-        DataError: The teacher cannot phrase this task.
+        DataError: The teacher cannot phrase this task, or misreads its scores beyond recognition.
     """
     if isinstance(settings, ScriptedSettings):
+        check_spread("data.source.teacher.noise", settings.noise, task)
         return ScriptedTeacher(task, settings.noise, seed)
     return LlmTeacher(settings, task, seed, raw_dir, skip_corrupt=skip_corrupt)

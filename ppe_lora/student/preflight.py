@@ -81,8 +81,8 @@ def look_ahead(recipe: Recipe, data_dir: Path, run_dir: Path, *, fresh: bool) ->
         problems += _row_problems(recipe, split_path(data_dir, name), name, found)
     if "train" in splits:
         problems += _training_problems(recipe, split_path(data_dir, "train"), splits["train"], trie)
-    if "train" in rows and "test" in splits:
-        problems += _test_problems(recipe, split_path(data_dir, "test"), rows["train"], splits["test"])
+    if "test" in splits:
+        problems += _test_problems(split_path(data_dir, "test"), len(splits["test"].rows))
     _raise(problems)
     return Preflight(tokenizer, trie, rows, splits, [*_warnings(recipe, rows, splits), *_disk(recipe, run_dir)])
 
@@ -138,19 +138,12 @@ def _training_problems(recipe: Recipe, path: Path, train: EncodedSplit, trie: Sc
         yield error
 
 
-def _test_problems(recipe: Recipe, path: Path, train_rows: Sequence[Row], test: EncodedSplit) -> Iterator[PpeError]:
+def _test_problems(path: Path, count: int) -> Iterator[PpeError]:
     """Test rows of which the report could say nothing."""
-    if 0 < len(test.rows) < LEAST_TEST_ROWS:
+    if 0 < count < LEAST_TEST_ROWS:
         yield DataError(
-            f"{path}: expected at least {LEAST_TEST_ROWS} rows to judge a run by; got {len(test.rows)}; make more "
-            "rows, or raise data.split.test"
-        )
-        return
-    target_NK = targets_matrix(test.rows, recipe.task)
-    if len(test.rows) and not train_mean_mse_norm(targets_matrix(train_rows, recipe.task), target_NK, recipe.task):
-        yield DataError(
-            f"{path}: expected targets that vary; got {len(test.rows)} rows that all have the train mean, so no model "
-            "can do better than it; test on other rows"
+            f"{path}: expected at least {LEAST_TEST_ROWS} rows to judge a run by; got {count}; make more rows, or "
+            "raise data.split.test"
         )
 
 
@@ -171,6 +164,11 @@ def _warnings(
         values = {row.target[key] for row in train}
         if len(values) == 1:
             yield f"train: every row has {values.pop():g} for {key}: nothing can be learned of it; leave that key out"
+    train_NK = targets_matrix(rows["train"], recipe.task)
+    for name in ("valid", "test"):
+        own = splits[name].rows
+        if own and not train_mean_mse_norm(train_NK, targets_matrix(own, recipe.task), recipe.task):
+            yield f"{name}: all {len(own)} rows have the train mean: no model can do better than it; take other rows"
     if len(valid) < LEAST_ROWS and recipe.evaluate.read_out == "calibrated":
         yield (
             f"valid: a correction is fitted on at least {LEAST_ROWS} rows; got {len(valid)}, so that evaluate.read_out "

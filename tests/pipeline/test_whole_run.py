@@ -68,7 +68,7 @@ def test_from_a_file_of_requests_to_weights_anyone_can_load(here, speaker, capsy
     ]
     assert set(baselines[0]) == {"id", "constant", "train_mean", "ridge"}
     card = (run / "merged" / "README.md").read_text()
-    assert "base_model" in card
+    assert f"from `{speaker.name}`, then merged." in card
     assert read_json(data / "manifest.json")["dataset_version"] in card
 
     tokenizer = AutoTokenizer.from_pretrained(run / "merged")
@@ -113,7 +113,7 @@ def test_an_adapter_of_a_quantized_base_is_merged_into_the_unquantized_one(here,
     assert ppe_lora("train", "run.yaml") == 0
     assert ppe_lora("export", "run.yaml") == 0
     manifest = read_json(here / "checkpoints" / "run" / "merged" / "manifest.json")
-    assert "of the adapter on its nf4 base; mse_norm " in manifest["verdict"]
+    assert "of the adapter on its nf4 base; served, greedy: mse_norm " in manifest["verdict"]
     assert manifest["adapter"]["mse_norm"] >= 0
     assert manifest["merged"]["mse_norm"] >= 0
     model = AutoModelForCausalLM.from_pretrained(here / "checkpoints" / "run" / "merged")

@@ -237,15 +237,22 @@ def id_of(raw: Any) -> str:
     return text
 
 
+def without_blanks(text: str) -> str:
+    """A text without what cannot be seen in it: blanks around it, signs of zero width anywhere."""
+    if text.isascii():
+        return text.strip()
+    return "".join(sign for sign in text if unicodedata.category(sign) != "Cf").strip()
+
+
 def likeness(text: str) -> str:
-    """What is left of an id without its writing: equal for ids that are alike but for blanks, width, case, leading
-    zeros or a `.0`.
+    """What is left of an id without its writing: equal for ids that are alike but for blanks, signs of zero width,
+    width, case, leading zeros or a `.0`.
 
     Example:
         >>> likeness(" 01.0 ") == likeness("1"), likeness("Ａ1") == likeness("a1")
         (True, True)
     """
-    plain = "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    plain = "".join(unicodedata.normalize("NFKC", without_blanks(text)).casefold().split())
     return repr(number_of(plain)) if _NUMBER.fullmatch(plain) and len(plain) < 16 else plain
 
 

@@ -5,7 +5,6 @@ the rejected ones together. Letters: N rows, K keys, B bins.
 """
 
 import heapq
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppe_lora.artifacts import hash_file, read_json
+from ppe_lora.cells import parse_json
 from ppe_lora.corpus.filters import Rejection
 from ppe_lora.corpus.oddities import CONTRADICTION, Oddities, find_oddities
 from ppe_lora.corpus.rows import SPLITS, Row, read_rows, split_path, targets_matrix
@@ -247,7 +247,7 @@ def _read_rejected(path: Path, task: ScoresTask) -> list[Rejection]:
     with path.open(encoding="utf-8") as lines:  # not splitlines(): texts hold other line ends, such as U+2028
         for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
                 task.check_target(record["row"]["target"])
                 # Not validated: an empty request is one of the reasons for which rows are here.
                 row = Row.model_construct(**record["row"])

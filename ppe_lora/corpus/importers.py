@@ -1,11 +1,11 @@
 """Rows from existing files: CSV or JSONL, joined by id, rescaled to the task."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppe_lora.artifacts import hash_file
-from ppe_lora.cells import bounded, id_of, number_of, shown, text_of
+from ppe_lora.cells import bounded, id_of, number_of, shown, text_of, without_blanks
 from ppe_lora.corpus.joins import Table, check_joins
 from ppe_lora.corpus.precision import Scale, check_precision, to_task
 from ppe_lora.corpus.rows import Row, row_id
@@ -132,7 +132,7 @@ _SPLIT_FILES = frozenset({"train", "valid", "validation", "dev", "test"})
 def _unused(source: ImportSource, section: str) -> list[str]:
     """Files of which nothing is read: a join by id only takes rows away for them."""
     named = [source.request, *source.target.values(), *([source.split] if source.split else [])]
-    used = {name.partition(".")[0] for name in named}
+    used = {_place(name, source.files)[0] for name in named}
     unused = [name for name in source.files if name not in used]
     if not unused:
         return []
@@ -146,6 +146,12 @@ def _unused(source: ImportSource, section: str) -> list[str]:
         f"{section}.files: expected files of which a column is used; got {', '.join(unused)} without one; files are "
         f"joined by id, not put one after the other; {remedy}"
     ]
+
+
+def _place(name: str, files: Iterable[str]) -> tuple[str, str]:
+    """File and column of `FILE.COLUMN`; both may have dots in their names."""
+    file = max((file for file in files if name.startswith(f"{file}.")), key=len, default=name.partition(".")[0])
+    return file, name[len(file) + 1 :]
 
 
 def _read_table(name: str, path: Path, source: ImportSource, section: str) -> Table:
@@ -169,12 +175,13 @@ def _read_table(name: str, path: Path, source: ImportSource, section: str) -> Ta
         except ValueError as error:
             problems.append(f"{where}: {column}: {error}")
             continue
-        twin = bare.setdefault(key.strip(), key)
+        twin = bare.setdefault(without_blanks(key), key)
         if key in records:
             problems.append(f"{where}: id {key!r} is already used in line {records[key].line}")
         elif twin != key:
             problems.append(
-                f"{where}: id {key!r} is {twin!r} of line {records[twin].line} but for blanks; make them one or two"
+                f"{where}: id {key!r} is {twin!r} of line {records[twin].line} but for blanks or invisible signs; make "
+                "them one or two"
             )
         records.setdefault(key, record)
     raise_problems(problems)
@@ -190,8 +197,7 @@ def _columns(source: ImportSource, tables: Mapping[str, Table], section: str) ->
     columns = {}
     problems = []
     for key, name in named.items():
-        file, _, column = name.partition(".")
-        columns[key] = (file, column)
+        columns[key] = file, column = _place(name, tables)
         if file not in tables or not column:
             problems.append(f"{section}.{key}: expected FILE.COLUMN with a file of {', '.join(tables)}; got {name!r}")
             continue

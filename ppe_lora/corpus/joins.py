@@ -41,8 +41,8 @@ def check_joins(tables: Mapping[str, Table], request_file: str, section: str) ->
         left = [key for key in requests.records if key not in other.records]
         right = [key for key in other.records if key not in requests.records]
         words = (
-            f"{met} of the {len(requests.records)} ids of {requests.path.name} and of the {len(other.records)} of "
-            f"{other.path.name} meet; {_alone(requests, left, other)}{_alone(other, right, requests)}"
+            f"{met} ids meet, of {_size(requests)} in {requests.path.name} and {_size(other)} in {other.path.name}; "
+            f"{_alone(requests, left)}{_alone(other, right)}"
         )
         if alike := _alike(requests, left, other, right):
             problems += alike
@@ -62,10 +62,9 @@ def _size(table: Table) -> int:
     return len(table.records)
 
 
-def _alone(table: Table, keys: list[str], other: Table) -> str:
-    if not keys:
-        return ""
-    return f"{table.path.name} has {', '.join(map(table.at, keys[:_EXAMPLES]))} and {other.path.name} has not; "
+def _alone(table: Table, keys: list[str]) -> str:
+    more = ", ..." if len(keys) > _EXAMPLES else ""
+    return f"only in {table.path.name}: {', '.join(map(table.at, keys[:_EXAMPLES]))}{more}; " if keys else ""
 
 
 def _alike(left: Table, left_keys: list[str], right: Table, right_keys: list[str]) -> list[str]:

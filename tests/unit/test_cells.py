@@ -169,7 +169,7 @@ def test_ids_are_compared_as_they_are_written() -> None:
 
 def test_ids_that_are_alike_are_found() -> None:
     """What did not meet is told with its twin, or half of a file is left out without a cause."""
-    assert len({likeness(text) for text in ("1", "1.0", "01", " 1 ", "１", "1.00", "+1")}) == 1
+    assert len({likeness(text) for text in ("1", "1.0", "01", " 1 ", "１", "1.00", "+1", "\ufeff1\u200b")}) == 1
     assert len({likeness(text) for text in ("a", "b", "1a", "10", "1")}) == 5
     assert likeness("12345678901234567890") != likeness("12345678901234567891")
 

@@ -155,6 +155,13 @@ def test_what_is_wrong_in_a_csv_file_is_said_with_its_line(tmp_path: Path, conte
     assert refusal(one, tmp_path, "x.csv", content) == f"{tmp_path}/{expected.format(tmp_path)}"
 
 
+def test_names_of_files_and_columns_may_have_dots(tmp_path: Path) -> None:
+    """`expected FILE.COLUMN with a file of x.csv; got 'x.csv.text'` had no remedy."""
+    (tmp_path / "x.csv").write_text("id,text.en,joy\na,one,0\n")
+    names = {"request": "x.csv.text.en", "target": {"joy": "x.csv.joy"}}
+    assert texts(several(tmp_path, {"x.csv": {"path": "x.csv"}}, **names)) == ["one"]
+
+
 def test_a_single_file_needs_no_ids(tmp_path: Path) -> None:
     """There is nothing to join it to; a column of numbers had to be made for it."""
     assert texts(one(tmp_path, "x.csv", "text,joy\none,0\none,50\n\ntwo,100\n")) == ["one", "one", "two"]
@@ -270,7 +277,10 @@ def test_ids_that_differ_in_their_writing_are_refused_with_their_lines(tmp_path:
 def test_ids_that_are_alike_within_a_file_are_refused(tmp_path: Path) -> None:
     """Of `1` and ` 1` only one meets the other file; which one is chance."""
     assert refusal(joined, tmp_path, ["1", " 1", "2"], ["1", "2"]) == (
-        f"{tmp_path}/a.csv:3: id ' 1' is '1' of line 2 but for blanks; make them one or two"
+        f"{tmp_path}/a.csv:3: id ' 1' is '1' of line 2 but for blanks or invisible signs; make them one or two"
+    )
+    assert refusal(joined, tmp_path, ["a", "a\u200b", "b"], ["a", "b"]) == (
+        f"{tmp_path}/a.csv:3: id 'a\\u200b' is 'a' of line 2 but for blanks or invisible signs; make them one or two"
     )
     assert len(joined(tmp_path, ["1.1", "1.10", "a", "A"], ["1.1", "1.10", "a", "A"]).rows) == 4
 
@@ -280,15 +290,15 @@ def test_a_join_says_how_many_ids_met(tmp_path: Path) -> None:
     imported = joined(tmp_path, ["a", "b", "c", "d"], ["a", "b", "x"])
     assert imported.dropped == {"no entry in scores": 2}
     assert imported.notes == [
-        "data.source.files.scores: 2 of the 4 ids of a.csv and of the 3 of b.csv meet; a.csv has 'c' (line 4), 'd' "
-        "(line 5) and b.csv has not; b.csv has 'x' (line 4) and a.csv has not",
+        "data.source.files.scores: 2 ids meet, of 4 in a.csv and 3 in b.csv; only in a.csv: 'c' (line 4), 'd' "
+        "(line 5); only in b.csv: 'x' (line 4)",
         "data.source.target.joy: values from 0 to 7 only, of 0 to 100; are they on another scale?",
     ]
     left, right = [f"{i}a" for i in range(60)], [f"{i}a" for i in range(30, 90)]
     assert refusal(joined, tmp_path, left, right) == (
-        "data.source.files.scores: 30 of the 60 ids of a.csv and of the 60 of b.csv meet; a.csv has '0a' (line 2), "
-        "'1a' (line 3), '2a' (line 4) and b.csv has not; b.csv has '60a' (line 32), '61a' (line 33), '62a' (line 34) "
-        "and a.csv has not; check data.source.files.all.id and data.source.files.scores.id"
+        "data.source.files.scores: 30 ids meet, of 60 in a.csv and 60 in b.csv; only in a.csv: '0a' (line 2), '1a' "
+        "(line 3), '2a' (line 4), ...; only in b.csv: '60a' (line 32), '61a' (line 33), '62a' (line 34), ...; check "
+        "data.source.files.all.id and data.source.files.scores.id"
     )
 
 

@@ -6,7 +6,8 @@ The requests are put together from clauses like those of the scripted teacher, h
 edited copy of an earlier one, and one in a hundred belongs to a single large cluster, as from a teacher that repeats
 itself. Both searches of a data build are timed in a fresh process each: `near_duplicate` (0.8, what the filter
 drops) and `group` (0.6, what the split keeps together). Recall is the share of pairs found of those a comparison of
-everything with everything finds, among fewer requests, most of them copies. Then all filters of a data build go over
+everything with everything finds, among fewer requests, most of them copies; of texts from a few templates, whose
+searches are bounded, of those that an unbounded search finds. Then all filters of a data build go over
 the same requests, in one more process. Raw figures go to DIR/near_duplicates.json; the last printed line is one JSON
 object of headline figures. Seconds are by the clock; `cpu_seconds` are the process's own, on a busy machine less.
 """
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ppe_lora.corpus import similarity
 from ppe_lora.corpus.filters import filter_rows
 from ppe_lora.corpus.rows import Row
 from ppe_lora.corpus.similarity import alike_pairs, grams, jaccard, normalized
@@ -67,6 +69,21 @@ def make_requests(count: int, copied: float = 0.1, seed: int = 0) -> list[str]:
         else:
             clauses, comma = (english, ", ") if rng.random() < 0.5 else (japanese, "、")
             requests.append(comma.join(clauses[i] for i in rng.integers(0, 2000, rng.integers(3, 7))))
+    return requests
+
+
+def make_templated(count: int, seed: int = 0) -> list[str]:
+    """Requests from 20 templates of 15 words, three of them drawn from 60, and each with a number of its own: many are
+    alike, and far more nearly so."""
+    rng = np.random.default_rng(seed)
+    words = [_word(rng) + _word(rng) for _ in range(60)]
+    templates = [[words[at] if at in (2, 7, 12) else _word(rng) + _word(rng) for at in range(15)] for _ in range(20)]
+    requests = []
+    for number in range(count):
+        own = list(templates[rng.integers(20)])
+        for place in (2, 7, 12):
+            own[place] = words[rng.integers(60)]
+        requests.append(" ".join([*own, str(number)]))
     return requests
 
 
@@ -119,6 +136,15 @@ def recall(count: int, threshold: float) -> dict[str, float]:
     return {"true_pairs": len(true), "found": len(found & true), "false": len(found - true)}
 
 
+def recall_templated(count: int, threshold: float) -> dict[str, float]:
+    """Pairs among texts from templates, and those of them that the bounded search finds."""
+    texts = make_templated(count)
+    found = set(alike_pairs(texts, threshold))
+    similarity._MATES = count
+    whole = set(alike_pairs(texts, threshold))
+    return {"templated_pairs": len(whole), "templated_found": len(found & whole)}
+
+
 def main() -> None:
     """Measure and end with the headline figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -130,6 +156,7 @@ def main() -> None:
     for name, threshold in THRESHOLDS.items():
         with multiprocessing.get_context("spawn").Pool(1) as fresh:  # so that the peak is that of one search
             raw[name] = fresh.apply(measure, (count, threshold))
+            raw[name] |= fresh.apply(recall_templated, (10_000, threshold))
         raw[name] |= recall(compared, threshold)
         print(f"{name} ({threshold}): {raw[name]}", flush=True)
     searches = raw.copy()
@@ -144,6 +171,9 @@ def main() -> None:
         "cpu_seconds_all_filters": raw["filters"]["cpu_seconds"],
         "peak_gb": max(one["peak_gb"] for one in raw.values()),
         "recall": {name: round(one["found"] / one["true_pairs"], 5) for name, one in searches.items()},
+        "recall_templated": {
+            name: round(one["templated_found"] / one["templated_pairs"], 5) for name, one in searches.items()
+        },
     }
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / "near_duplicates.json").write_text(json.dumps({"headline": headline, "raw": raw}, indent=2) + "\n")

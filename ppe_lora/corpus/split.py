@@ -7,7 +7,7 @@ seven, measured on a thousand rows), and rows in another order are split anew.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ppe_lora.corpus.filters import Rejection
 from ppe_lora.corpus.rows import SPLITS, Row
@@ -68,12 +68,16 @@ def _dealt_to(place: float, shares: Mapping[SplitName, float], counts: Mapping[S
     return hashed if lacking[hashed] >= 0 else max(lacking, key=lambda name: lacking[name])
 
 
-def _earlier_alike(rows: Sequence[Row], threshold: float) -> list[list[tuple[int, float]]]:
+def _earlier_alike(rows: Sequence[Row], threshold: float) -> Iterator[list[tuple[int, float]]]:
     """For every row the earlier rows that are alike, and how much."""
-    alike: list[list[tuple[int, float]]] = [[] for _ in rows]
-    for earlier, later, similarity in alike_pairs([row.request for row in rows], threshold):
-        alike[later].append((earlier, similarity))
-    return alike
+    pairs = alike_pairs([row.request for row in rows], threshold)
+    pair = next(pairs, None)
+    for index in range(len(rows)):
+        alike = []
+        while pair is not None and pair[1] == index:
+            alike.append((pair[0], pair[2]))
+            pair = next(pairs, None)
+        yield alike
 
 
 def drop_held_out(rows: Sequence[Row], held_out: Sequence[Row], threshold: float) -> tuple[list[Row], list[Rejection]]:

@@ -1,6 +1,7 @@
 """The search for alike requests against a comparison of each with each."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppe_lora.corpus import similarity
+from ppe_lora.corpus.filters import drop_near_duplicates
+from ppe_lora.corpus.rows import Row
 from ppe_lora.corpus.similarity import alike_pairs, grams, jaccard
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyzあいうえお雨音 ")
@@ -67,6 +70,74 @@ def test_a_repeated_text_is_paired_with_its_first_only() -> None:
     assert list(alike_pairs(["abcdefgh", "ABCDEFGH", "abcdefgh ", "abcdefghi"], 0.8)) == [
         (0, 1, 1.0), (0, 2, 1.0), (0, 3, 0.8),
     ]  # fmt: skip
+
+
+def templated(count: int, seed: int) -> list[str]:
+    """Texts from five templates of twelve words, a third of them drawn from forty; with a number of their own."""
+    rng = np.random.default_rng(seed)
+    words = ["".join(rng.choice(LETTERS[:26], rng.integers(4, 9))) for _ in range(40)]
+    fixed = [["".join(rng.choice(LETTERS[:26], rng.integers(4, 9))) for _ in range(12)] for _ in range(5)]
+    texts = []
+    for number in range(count):
+        own = [*fixed[rng.integers(5)]]
+        for place in (1, 4, 7, 10):
+            own[place] = words[rng.integers(40)]
+        texts.append(" ".join([*own, str(number)]))
+    return texts
+
+
+def candidates(texts: list[str], threshold: float, monkeypatch: pytest.MonkeyPatch) -> int:
+    counts = []
+    verified = similarity._verified
+
+    def counted(sets: Any, sketch_NH: Any, codes_P: Any, threshold: float) -> Any:
+        counts.append(len(codes_P))
+        return verified(sets, sketch_NH, codes_P, threshold)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(similarity, "_verified", counted)
+        list(alike_pairs(texts, threshold))
+    return sum(counts)
+
+
+def test_texts_from_templates_are_compared_with_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the texts took four times as long: 10,000 took a second, 20,000 took 4.4."""
+    few, many = templated(1500, seed=5), templated(3000, seed=5)
+    assert candidates(many, 0.6, monkeypatch) > 3.5 * candidates(few, 0.6, monkeypatch)
+    monkeypatch.setattr(similarity, "_MATES", 30)
+    monkeypatch.setattr(similarity, "_LEADERS", 1)
+    assert candidates(many, 0.6, monkeypatch) < 2.1 * candidates(few, 0.6, monkeypatch)
+    assert candidates(many, 0.6, monkeypatch) < 30 * len(many)
+
+
+def test_a_bounded_search_misses_few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the candidates, those that lie next to each other, hold nearly all pairs."""
+    texts = templated(2500, seed=6)
+    whole = list(alike_pairs(texts, 0.6))
+    asked = candidates(texts, 0.6, monkeypatch)
+    monkeypatch.setattr(similarity, "_MATES", round(asked / len(texts) / 3))
+    assert candidates(texts, 0.6, monkeypatch) < 0.5 * asked
+    found = set(alike_pairs(texts, 0.6))
+    assert len(whole) > 300
+    assert found <= set(whole)
+    assert len(found) > 0.97 * len(whole)
+
+
+def test_a_large_cluster_loses_the_same_rows_in_a_bounded_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near-duplicates are dropped for the sake of the first one, which must be compared with all of them."""
+    rng = np.random.default_rng(7)
+    first = "".join(rng.choice(LETTERS, 200))
+    texts = [first]
+    for _ in range(400):
+        letters = list(first)
+        letters[int(rng.integers(200))] = "x"
+        texts.append("".join(letters) + "".join(rng.choice(LETTERS, 4)))
+    texts = list(dict.fromkeys(map(similarity.normalized, [*texts, *templated(400, seed=8)])))
+    rows = [Row.model_construct(id=str(at), request=text) for at, text in enumerate(texts)]
+    whole = drop_near_duplicates(rows, 0.8)
+    assert len(whole.rejected) >= 400
+    monkeypatch.setattr(similarity, "_MATES", 8)
+    assert drop_near_duplicates(rows, 0.8) == whole
 
 
 @given(st.lists(st.text(max_size=12) | st.text("ab\x00", max_size=7), max_size=20), st.sampled_from((0.0, 0.4, 1.0)))

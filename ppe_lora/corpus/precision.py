@@ -85,7 +85,7 @@ def check_precision(
     ruined = [key for key, one in kept.items() if one.lost > MOST_LOST]
     if ruined:
         remedy = given.remedy()
-        return [f"{words[key]} (5 % at most); write {remedy}" for key in ruined], []
+        return [f"{words[key]} (5 % at most); {remedy}" for key in ruined], []
     if given.is_small and not rescale and len(next(iter(values.values()))) >= SURE:
         low, high = given.ends
         return [
@@ -136,7 +136,7 @@ class _Given(NamedTuple):
         return {key: kept_of(values_N, scale, task) for key, values_N in self.values.items()}
 
     def remedy(self) -> str:
-        """The first of the lines to write that keeps enough of every score."""
+        """What to do: the first of the lines to write that keeps enough of every score."""
         tenths, wide = {"decimals": 1}, {"low": 0, "high": 100}
         fitted: list[tuple[dict[str, int], Scale | None]] = [({}, self.fitted), (tenths, self.fitted)]
         changes: list[tuple[dict[str, int], Scale | None]] = [(tenths, self.rescale)]
@@ -147,7 +147,9 @@ class _Given(NamedTuple):
             kept = self.kept(self.task.model_copy(update=change), rescale or self.scale)
             if all(one.lost <= MOST_LOST for one in kept.values()):
                 break
+        else:
+            return "leave the key out of task.keys: no range and decimals keep it beside the others"
         lines = [f"task.{key}: {value}" for key, value in change.items()]
         if rescale and rescale != self.rescale:
             lines.append(f"{self.section}.rescale: {rescale} (the ends of their own scale)")
-        return " and ".join(lines)
+        return f"write {' and '.join(lines)}"

@@ -73,6 +73,16 @@ def test_rounding_that_ruins_a_score_names_the_line_to_write(
     ]
 
 
+def test_a_score_that_no_line_saves_is_said() -> None:
+    """An advice that changes the other scores and does not save this one is none."""
+    values = {"joy": [0.0, 1.0] * 5, "grief": [0.0, 0.0001] * 5}
+    found, _ = check_precision(values, ScoresTask(keys=("joy", "grief")), Scale(0, 1), "data.source")
+    assert found == [
+        "data.source.target.grief: task.decimals: 0 leaves 1 of 2 distinct values and loses 100% of their variance "
+        "(5 % at most); leave the key out of task.keys: no range and decimals keep it beside the others"
+    ]
+
+
 def test_the_line_to_write_helps() -> None:
     """An advice that leads to the next refusal is none."""
     assert problems(TENTHS, task(0, 1, 1)) == []

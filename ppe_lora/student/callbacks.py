@@ -1,6 +1,7 @@
 """What happens around the steps of a training: a log, checkpoints by time and signal, an evaluation per epoch."""
 
 import csv
+import math
 import shutil
 import signal
 import time
@@ -193,8 +194,10 @@ class EpochEvaluation(TrainerCallback):
         if (self.run_dir / "epochs" / f"{epoch:03d}" / "eval_metrics.json").is_file():
             return
         set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+        first = processes().is_main_process
         with suppress(EvaluationStopped):
-            self._evaluate(TrainerState(epoch=epoch, global_step=step_of(checkpoint)), model)
+            state = TrainerState(epoch=epoch, global_step=step_of(checkpoint), is_world_process_zero=first)
+            self._evaluate(state, model)
 
     def _evaluate(self, state: TrainerState, model: Any) -> None:
         epoch = round(state.epoch or 0)
@@ -290,10 +293,11 @@ def keep_best(run_dir: Path, epoch: int | None) -> None:
 
 
 def _mean_train_loss(run_dir: Path, epoch: int) -> float:
-    """Mean of the logged step losses of one epoch, read from the log so that a resumed run gets the same."""
+    """Mean of the logged step losses of one epoch, read from the log so that a resumed run gets the same; NaN where
+    somebody has cut the log, which is no reason to lose the epoch."""
     with (run_dir / "train_log.csv").open(newline="", encoding="utf-8") as file:
         losses = [float(line["loss"]) for line in csv.DictReader(file) if epoch - 1 < float(line["epoch"]) <= epoch]
-    return sum(losses) / len(losses)
+    return sum(losses) / len(losses) if losses else math.nan
 
 
 def _divergence(history: dict[int, dict[str, float]], epoch: int) -> list[str]:

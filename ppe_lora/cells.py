@@ -289,6 +289,7 @@ _REMEDIES = (
     (rf"[+-]?\d[\d.,{_GAP}]*,[\d.,{_GAP}]*", "write the decimals after a point and no thousands separators"),
     (rf"[+-]?\d+(?:[{_GAP}]\d{{3}})+(?:\.\d+)?", "write it without thousands separators"),
     (r"[+-]?[\d.,]+ ?[%％]", "write it without the sign"),
+    (r"[+-]?[0-9][0-9_.]*", "write it without other signs between the digits"),
     (r"[+\-−＋－]?[\d.．]+", "write it with the digits 0 to 9, `.` and `-`"),
 )
 

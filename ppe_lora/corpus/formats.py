@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import ValidationError
 
-from ppe_lora.cells import is_blank, shown, text_of
+from ppe_lora.cells import id_of, is_blank, shown, text_of
 from ppe_lora.corpus.filters import detect_language
 from ppe_lora.corpus.rows import Row, problems_of, row_id
 from ppe_lora.tasks.scores import Language, Rejected, ScoresTask
@@ -64,7 +64,12 @@ def row_of(record: Mapping[str, Any], task: ScoresTask) -> Row:
         ValueError: There is no such conversation, its answer is no answer of the task, or a field is not as a row has
             it. The message names the key and the remedy.
     """
-    fields = {name: record[name] for name in _FIELDS if record.get(name) is not None}
+    fields = {name: record[name] for name in _FIELDS if record.get(name) not in (None, "")}
+    if "id" in fields:
+        try:
+            fields["id"] = id_of(fields["id"])
+        except ValueError as error:
+            raise ValueError(f"id: {error}") from None
     if "request" in record and "target" in record:
         fields |= {"request": record["request"], "target": record["target"]}
     else:

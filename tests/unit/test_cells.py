@@ -111,6 +111,7 @@ def test_numbers_as_programs_write_them_are_read(raw: Any, value: float) -> None
         ("1 234", "expected a number; got '1 234'; write it without thousands separators"),
         ("45%", "expected a number; got '45%'; write it without the sign"),
         ("１０", "expected a number; got '１０'; write it with the digits 0 to 9, `.` and `-`"),
+        ("1_0", "expected a number; got '1_0'; write it without other signs between the digits"),
         ("high", "expected a number; got 'high'"),
         (" ", "expected a number; got an empty cell"),
         (True, "expected a number; got a truth value: True"),

@@ -156,6 +156,16 @@ def test_keys_that_are_there_twice_are_not_converted(tmp_path: Path) -> None:
     )
 
 
+def test_ids_of_foreign_records_are_read_by_the_one_rule() -> None:
+    """`id: Input should be a valid string` for every record that counts from 1."""
+    record = {"request": "rain", "target": {"joy": 3, "calm": 90}, "language": "en"}
+    assert [row_of({**record, "id": raw}, TASK).id for raw in (12, "12", "012")] == ["12", "12", "012"]
+    assert row_of({**record, "id": ""}, TASK).id == row_of(record, TASK).id
+    for raw, words in ((1.0, "expected a text or a whole number"), (True, "expected an id; got a truth value")):
+        with pytest.raises(ValueError, match=f"^id: {words}"):
+            row_of({**record, "id": raw}, TASK)
+
+
 def test_noise_of_floating_point_becomes_the_score(tmp_path: Path) -> None:
     """0.1 + 0.2 is 0.30000000000000004 in every program that wrote the file."""
     unit = ScoresTask(keys=("joy",), low=0, high=1, decimals=1)

@@ -144,7 +144,7 @@ def _full(name: str, command: tuple[str, ...], disk: _Disk, free: int, after: Pa
     left = sorted(path.name for pattern in _LEFT for path in disk.place.rglob(pattern))
     disk.resize(None)
     second = disk.run(command) if first.returncode else first
-    differs = sorted({path for path, _ in _result(disk.work) ^ _result(after)})
+    differs = sorted({path for path, _ in result(disk.work) ^ result(after)})
     problems = [] if words_only(first) or first.returncode == 0 else ["no words"]
     problems += [f"left {left}"] if left else []
     problems += [f"then {last_line(second)}"] if second.returncode else []
@@ -169,7 +169,7 @@ def _size(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 + 4096 for path in folder.rglob("*") if path.is_file())
 
 
-def _result(folder: Path) -> set[tuple[str, str]]:
+def result(folder: Path) -> set[tuple[str, str]]:
     """Every file, and the hash of those that two runs write alike."""
     names = [name for name in files_below(folder) if "/state/" not in name and not name.endswith((".lock", ".holder"))]
     return {(name, _content(folder / name)) for name in names}

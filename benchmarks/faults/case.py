@@ -38,7 +38,10 @@ def ppe(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> sub
 
 
 def ppe_forked(
-    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, before: Callable[[], None] = lambda: None
+    *arguments: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    before: Callable[[], None] = lambda: None,
 ) -> subprocess.CompletedProcess[str]:
     """`ppe` in a fork of this process, which has the libraries loaded already: seconds less for each of many cases.
 

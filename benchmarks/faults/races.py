@@ -45,7 +45,7 @@ def cases(quick: bool, scratch: Path) -> list[Case]:
 def run_result(work: Path) -> set[tuple[str, str]]:
     """The files of the run and of its data set that two runs write alike, and whether each step is logged once."""
     found = {one for one in result(work) if one[0].startswith(("checkpoints/run/", "data/d/"))}
-    found = {one for one in found if "tracking/" not in one[0]}
+    found = {one for one in found if not one[0].endswith("data_report.html")}
     with (work / "checkpoints" / "run" / "train_log.csv").open(newline="", encoding="utf-8") as log:
         return found | {("steps", str([line["step"] for line in csv.DictReader(log)]))}
 

@@ -19,8 +19,8 @@ from ppe_lora.errors import ModelError
 from ppe_lora.tasks.scores import Answer, Language, ScoresTask
 
 FILE_NAME = "parity.json"
-# Written after the certificate, or meant to be edited.
-_NOT_CERTIFIED = {FILE_NAME, "manifest.json", "README.md"}
+# Written after the certificate (the last by npm), or meant to be edited.
+_NOT_CERTIFIED = {FILE_NAME, "manifest.json", "README.md", "package-lock.json"}
 _WEIGHTS = {".safetensors", ".gguf", ".onnx", ".onnx_data", ".bin", ".pt", ".pth"}
 _READ = _WEIGHTS | {".npz", ".json", ".jinja", ".model"}
 """Endings of what models and their read-outs are loaded from."""

@@ -9,7 +9,7 @@ from ppe_lora.engines.llama_cpp import LlamaCpp
 from ppe_lora.engines.vllm import Vllm
 from ppe_lora.errors import RunError
 from ppe_lora.export.answers import read_correction
-from ppe_lora.export.parity import asked, told_difference
+from ppe_lora.export.parity import asked, check_files, told_difference
 from ppe_lora.export.served import prove_node, prove_served
 from ppe_lora.recipe import Recipe
 from ppe_lora.redaction import address_problem
@@ -37,7 +37,7 @@ def prove_export(recipe: Recipe, run_dir: Path, export: str, url: str | None, mo
     Raises:
         RunError: There is no such export, or `url` is missing, has no place or is no address.
         EngineError: The engine cannot be reached, or does not answer as asked.
-        ModelError: The folder has no certificate.
+        ModelError: The folder has no certificate, or files that are not those of its certificate.
     """
     folder, task = run_dir / export, recipe.task
     if export not in (*_ENGINES, "onnx"):
@@ -46,6 +46,7 @@ def prove_export(recipe: Recipe, run_dir: Path, export: str, url: str | None, mo
         expected = "none for onnx" if url else "the address of the running server"
         raise RunError(f"--url: expected {expected}; got {url or 'none'}")
     requests = asked(folder)
+    check_files(folder)  # an answer of other files would stand in their certificate
     if url is None:
         return _verdict(prove_node(folder, task), "greedy", recipe.evaluate.read_out)
     if problem := address_problem(url):

@@ -115,13 +115,12 @@ _MEND = "copy or download it again, or delete it and repeat the command that wro
 class _Object(dict[str, Any]):
     """An object of a JSON file. A key that it lacks is the fault of the file, not of the reader."""
 
-    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
-        inner = {key: _Object(path, value) if isinstance(value, dict) else value for key, value in content.items()}
-        super().__init__(inner)
-        self.path = path
+    def __init__(self, where: str, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self.where = where
 
     def __missing__(self, key: str) -> Any:
-        raise FileError(f"{self.path}: expected the key {key!r}; got none; {_MEND}")
+        raise FileError(f"{self.where}: expected the key {key!r}; got none; {_MEND}")
 
 
 class _Manifest(TypedDict, total=False):
@@ -182,7 +181,12 @@ def read_json(path: Path) -> Any:
             _SHAPES[path.name].validate_python(found, strict=True)
     except ValidationError as error:
         raise FileError("\n".join(_odd(path, problem) for problem in error.errors())) from None
-    return _Object(path, found)
+    return _object(str(path), found)
+
+
+def _object(where: str, content: Mapping[str, Any]) -> _Object:
+    inner = {key: _object(where, value) if isinstance(value, dict) else value for key, value in content.items()}
+    return _Object(where, inner)
 
 
 def _odd(path: Path, problem: Any) -> str:
@@ -193,21 +197,22 @@ def _odd(path: Path, problem: Any) -> str:
     return f"{path}: {where}: {said}{got}; {_MEND}"
 
 
-def read_jsonl(path: Path) -> list[Any]:
-    """Read a file of one JSON value a line.
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line.
 
     Raises:
-        FileError: A line is none.
+        FileError: A line is none; so is a missing key of a line, once it is asked for.
     """
     check_file(path)
-    values, number = [], 0
+    values: list[dict[str, Any]] = []
+    number = 0
     try:
         with naming(path), path.open("rb") as lines:  # as bytes only a line feed ends a line, and texts hold U+2028
             for line in lines:
                 number += 1
                 if line.strip():
-                    values.append(json.loads(line))
-    except (ValueError, RecursionError) as error:
+                    values.append(_Object(f"{path}:{number}", json.loads(line)))
+    except (ValueError, TypeError, RecursionError) as error:
         raise FileError(f"{path}:{number}: expected JSON; got a torn or changed file ({error}); {_MEND}") from None
     return values
 

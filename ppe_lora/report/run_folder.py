@@ -107,6 +107,12 @@ def _tracked(folder: Path) -> dict[str, str | None]:
 
 def _baselines(path: Path, predictions: list[dict[str, Any]], task: ScoresTask) -> dict[str, Matrix]:
     lines = {line["id"]: line for line in read_jsonl(path)}
+    missing = [row["id"] for row in predictions if row["id"] not in lines]
+    if missing or not lines:
+        raise RunError(
+            f"{path}: expected the answers of baselines to all {len(predictions)} test rows; got none to "
+            f"{len(missing)}; run `ppe-lora evaluate RECIPE` again"
+        )
     names = [name for name in next(iter(lines.values())) if name != "id"]
     silent = dict.fromkeys(task.keys, np.nan)
     return {

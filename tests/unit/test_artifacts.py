@@ -41,7 +41,12 @@ def test_a_torn_manifest_is_named_with_its_remedy(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("content", "line", "problem"),
-    [(b'{"a": 1}\n{"a"', 2, "Expecting"), (b"\xff\n", 1, "'utf-8'"), (b"[" * 100_000, 1, "maximum recursion")],
+    [
+        (b'{"a": 1}\n{"a"', 2, "Expecting"),
+        (b"\xff\n", 1, "'utf-8'"),
+        (b"[" * 100_000, 1, "maximum recursion"),
+        (b"{}\n7\n", 2, "'int' object"),
+    ],
 )
 def test_a_torn_line_is_named(tmp_path, content, line, problem):
     """Predictions cut by a full disk ended report and compare in a traceback."""
@@ -167,3 +172,37 @@ def test_a_manifest_of_an_earlier_version_passes(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     write_json(tmp_path / "manifest.json", {"files": {"a": hash_file(tmp_path / "a")}})
     check_files(tmp_path, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.json", "[1]", "expected a JSON object; got a list"),
+        ("a.json", "null", "expected a JSON object; got null"),
+        ("manifest.json", '{"inputs": "x"}', 'inputs: expected a valid dictionary; got "x"'),
+        ("manifest.json", '{"inputs": {}, "selected_epoch": "1"}', 'selected_epoch: expected a valid integer; got "1"'),
+        ("eval_metrics.json", '{"mse_norm": "0.1"}', 'mse_norm: expected a valid number; got "0.1"'),
+        ("parity.json", '{"requests": {}}', "requests: expected a valid list; got {}"),
+        ("config.json", '{"text_config": [1]}', "text_config: expected a valid dictionary; got [1]"),
+        ("model.safetensors.index.json", "{}", "weight_map: expected the key; got none"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused(tmp_path, name, content, problem):
+    """A list in place of an object was an AttributeError somewhere behind, a text in place of a number a TypeError."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(PpeError) as error:
+        read_json(tmp_path / name)
+    mend = "copy or download it again, or delete it and repeat the command that wrote it"
+    assert str(error.value) == f"{tmp_path / name}: {problem}; {mend}"
+
+
+def test_a_missing_key_is_the_file_s_fault(tmp_path):
+    """A manifest without what every version has ended in a KeyError."""
+    write_manifest(tmp_path, {"made": {}})
+    (tmp_path / "a.jsonl").write_text('{}\n{"id": 1}\n')
+    for read, where in (
+        (lambda: read_json(tmp_path / "manifest.json")["inputs"]["made"]["x"], "manifest.json"),
+        (lambda: read_jsonl(tmp_path / "a.jsonl")[1]["x"], "a.jsonl:2"),
+    ):
+        with pytest.raises(PpeError, match=rf"{where}: expected the key 'x'; got none; copy or download"):
+            read()

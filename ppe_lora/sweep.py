@@ -89,8 +89,9 @@ def load_sweep(folder: Path, overrides: Sequence[str], suffix: str = "") -> list
         raise RecipeError("\n".join(dict.fromkeys(problems)))
     by_name: dict[str, Path] = {}
     for path, recipe, _ in planned:
-        if by_name.setdefault(recipe.name, path) != path:
-            raise RecipeError(f"{path}: expected a name of its own; got {recipe.name}, that of {by_name[recipe.name]}")
+        folder_name = recipe.name.casefold()  # some file systems do not tell A from a
+        if by_name.setdefault(folder_name, path) != path:
+            raise RecipeError(f"{path}: expected a name of its own; got {recipe.name}, that of {by_name[folder_name]}")
     return planned
 
 

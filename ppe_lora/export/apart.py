@@ -1,6 +1,7 @@
 """Scripts in a process of their own, which has none of our code, none of a launcher's ranks, and no Hub."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +31,21 @@ def run_apart(script: str, *arguments: Path, python: Path | None = None) -> Ende
         env=_single_process_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
     )
-    return Ended(done.returncode, "\n".join(done.stderr.strip().splitlines()[-_SHOWN_LINES:]))
+    return Ended(done.returncode, last_lines(done.returncode, done.stderr))
+
+
+def last_lines(status: int, printed: bytes) -> str:
+    """What a process that failed said last: of a traceback the error, and of a signal its name."""
+    lines = printed.decode(errors="replace").rstrip().splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    if starts:
+        lines = [line for line in lines[starts[-1] + 1 :] if not line.startswith(" ")]
+    if status < 0:
+        lines.append(
+            f"ended by {signal.Signals(-status).name}" + (", often for lack of memory" if status == -9 else "")
+        )
+    return "\n".join(lines[-_SHOWN_LINES:])
 
 
 def _absolute(path: Path) -> str:

@@ -11,6 +11,7 @@ from ppe_lora.artifacts import write_text
 from ppe_lora.engines.grammar import answer_gbnf
 from ppe_lora.engines.modelfile import prompt_template, write_modelfile
 from ppe_lora.errors import EngineError
+from ppe_lora.export.apart import last_lines
 from ppe_lora.export.scripts import write_client, write_script
 from ppe_lora.recipe import Recipe
 from ppe_lora.student.decode import answer_token_limit
@@ -18,7 +19,6 @@ from ppe_lora.student.tokenizer import StudentTokenizer
 
 _CONVERTER_TYPES = ("f32", "f16", "bf16", "q8_0")
 """What the converter writes by itself; the other types are quantized from float32."""
-_SHOWN_LINES = 15
 _SLOTS = 4
 """Requests that the server computes together, each with a context of its own."""
 # By default llama.cpp keeps keys and values in half precision, and its flash attention adds up in less than single:
@@ -129,8 +129,8 @@ def convert(tools: Tools, merged: Path, tokenizer: StudentTokenizer, out: Path, 
 def _run(what: str, command: Sequence[str | Path]) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
-        command, env={**environment, "HF_HUB_OFFLINE": "1"}, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        command, env={**environment, "HF_HUB_OFFLINE": "1"}, stdin=subprocess.DEVNULL, capture_output=True
     )
     if done.returncode:
-        last = "\n".join((done.stderr + done.stdout).strip().splitlines()[-_SHOWN_LINES:])
+        last = last_lines(done.returncode, done.stderr + done.stdout)
         raise EngineError(f"{what} failed (exit {done.returncode}); the last lines it printed:\n{last}")

@@ -4,11 +4,11 @@ A manifest notes the hash of each file it stands for, with its size and times. W
 `changed_files` or `check_files` first: where size and times are as noted nothing is read, else the content is hashed.
 """
 
-import glob
 import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,7 +78,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     Where two processes could write the same folder, hold a lock (`ppe_lora.locks`): what another one left is removed.
     """
     make_folder(out.parent)
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+    ours = re.compile(rf"\.{re.escape(out.name)}\.(\d+|earlier)\.tmp")
+    for left in [path for path in out.parent.iterdir() if ours.fullmatch(path.name)]:
         shutil.rmtree(left)  # of a process that was killed
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir()

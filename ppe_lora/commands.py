@@ -4,6 +4,7 @@ Each command reads what the stages of `pipeline` wrote, or will write, and print
 torch is imported inside the commands that need it.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -348,5 +349,6 @@ def push(folder: Path, repository: str, *, private: bool) -> None:
     """Upload an export folder to the Hugging Face Hub (see `ppe_lora.export.hub.push_folder`)."""
     from ppe_lora.export.hub import push_folder
 
-    with holding(folder.parent if (folder.parent / "config.yaml").is_file() else folder):  # no export meanwhile
+    is_runs = (folder.parent / "config.yaml").is_file()
+    with alone_in(folder.parent) if is_runs else nullcontext():  # no export meanwhile
         console.print(f"{folder} is at {push_folder(folder, repository, private=private)}")

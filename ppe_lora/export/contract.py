@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from ppe_lora.artifacts import write_text
+from ppe_lora.artifacts import hash_file, read_json, write_text
 from ppe_lora.errors import ModelError
 from ppe_lora.evaluation.calibration import LEAST_ROWS
 from ppe_lora.recipe import Recipe
@@ -55,6 +55,23 @@ def uncorrected(contract: Contract, folder: Path) -> str | None:
     else:
         why = f"it has not been evaluated; `ppe-lora evaluate RECIPE` fits the correction{again}"
     return f"{folder}: {contract.name} answers with the posterior mean, uncorrected: {why}"
+
+
+def check_exported(run_dir: Path, merged: Path) -> None:
+    """Raise where a run has been evaluated anew since its export, and would be served with its earlier correction.
+
+    Raises:
+        ModelError: It has; the files are named.
+    """
+    manifest = merged / "manifest.json"
+    made_from = read_json(manifest)["inputs"] if manifest.is_file() else {}
+    names = [name for name in ("calibration.json", "head.npz") if made_from.get(name) and (run_dir / name).is_file()]
+    other = [name for name in names if hash_file(run_dir / name) != made_from[name]]
+    if other:
+        raise ModelError(
+            f"{merged}: expected an export with the {' and '.join(other)} that {run_dir} was measured with; got an "
+            "earlier one; `ppe-lora export RECIPE`"
+        )
 
 
 def write_contract(folder: Path, contract: Contract) -> None:

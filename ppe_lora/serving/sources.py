@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ppe_lora.console import console
 from ppe_lora.errors import ServeError
 from ppe_lora.evaluation.runs import check_measured, check_training, find_run, no_run
-from ppe_lora.export.contract import FILE_NAME, Contract, contract_of, read_contract, uncorrected
+from ppe_lora.export.contract import FILE_NAME, Contract, check_exported, contract_of, read_contract, uncorrected
 from ppe_lora.export.parity import check_files
 from ppe_lora.recipe.load import load_recipe
 from ppe_lora.redaction import address_problem
@@ -131,6 +131,8 @@ def _open(named: Named, settings: Settings, observe: Callable[[int], None]) -> B
 
     place = Path(source.place)
     merged = _exported(place)
+    if merged is not None and merged != place:
+        check_exported(place, merged)
     _tell_if_uncorrected(contract, merged or place)
     if contract is None:
         loaded = local.load_untuned(source.place, asked)
@@ -169,6 +171,8 @@ def _open_engine(source: Source, url: str, contract: Contract | None, asked: Con
     exported = _exported(place)
     if exported is not None:
         check_files(exported, weights=False)
+        if exported != place:
+            check_exported(place, exported)
     else:
         check_training(place)
         check_measured(place)

@@ -18,7 +18,7 @@ from ppe_lora.serving.settings import Settings
 from ppe_lora.serving.sources import name_models, open_models, parse_source
 from ppe_lora.student import callbacks
 from ppe_lora.student.tokenizer import load_tokenizer
-from tests.runs import make_data, make_recipe
+from tests.runs import as_measured, make_data, make_recipe
 from tests.serving import SECTIONS
 from tests.tiny import CHAT_TEMPLATE, tiny_llama
 
@@ -104,6 +104,19 @@ def test_an_export_does_not_take_a_calibration_that_was_not_proven(run: Path) ->
     shutil.copy(run / "calibration.json", run / "merged" / "another.json")
     with pytest.raises(ModelError, match=r"got others: another\.json is not in it; export the run again"):
         serve(run)
+
+
+def test_an_export_with_an_earlier_correction_is_not_served(run: Path) -> None:
+    """After another evaluation the run served what its figures do not speak of."""
+    write_json(run / "calibration.json", read_json(run / "calibration.json") | {"width": 2.5})
+    as_measured(run)
+    message = (
+        "checkpoints/run/merged: expected an export with the calibration.json that checkpoints/run was measured with; "
+        "got an earlier one; `ppe-lora export RECIPE`"
+    )
+    with pytest.raises(ModelError, match=f"^{re.escape(message)}$"):
+        serve(run)
+    serve(run / "merged")
 
 
 def test_a_changed_export_is_made_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,9 +109,14 @@ def test_an_exception_leaves_the_earlier_folder(tmp_path: Path) -> None:
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "old").touch()
     (tmp_path / ".best.1.tmp").mkdir()  # of a process that was killed
+    (tmp_path / ".best.of.2.tmp").mkdir()  # of another folder, `best.of`
     with pytest.raises(FileNotFoundError), new_folder(tmp_path / "best") as made:
         (made / "none" / "new").touch()
-    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["best", "best/old"]
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
+        ".best.of.2.tmp",
+        "best",
+        "best/old",
+    ]
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ class Checkpoints(TrainerCallback):
         if self.stopped_by is not None:  # asked twice: stop at once
             stop(number, frame)
         self.stopped_by = signal.Signals(number).name
-        if self._evaluating and processes().num_processes == 1:
+        if self._evaluating and self._is_alone:
             console.print(f"{self.stopped_by}: saving a checkpoint; once more stops at once")
             raise EvaluationStopped
         now = "after the epoch is evaluated" if self._evaluating else "after this step"
@@ -108,12 +108,22 @@ class Checkpoints(TrainerCallback):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """While an epoch is evaluated. A single process leaves that at a signal, and a resumed run makes up for it;
-        several finish it together, as each waits for the answers of the others."""
+        several finish it together, as each waits for the answers of the others.
+
+        Raises:
+            EvaluationStopped: A signal came, now or at the epoch's last step.
+        """
+        if self.stopped_by is not None and self._is_alone:
+            raise EvaluationStopped
         self._evaluating = True
         try:
             yield
         finally:
             self._evaluating = False
+
+    @property
+    def _is_alone(self) -> bool:
+        return processes().num_processes == 1
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

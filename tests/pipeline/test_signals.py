@@ -13,6 +13,7 @@ from ppe_lora.export import stage
 from ppe_lora.recipe import load_recipe
 from ppe_lora.report import run_report
 from ppe_lora.student import test_rows, training
+from ppe_lora.student.callbacks import Checkpoints, EvaluationStopped
 from ppe_lora.student.checkpoints import commit_checkpoint
 from tests.runs import make_data, make_recipe
 
@@ -91,6 +92,16 @@ def test_a_second_signal_stops_at_once_and_names_the_newest_checkpoint(recipe, m
         "--resume`"
     )
     assert "SIGTERM: saving a checkpoint after this step; once more stops at once" in capsys.readouterr().out
+
+
+def test_an_epoch_is_not_evaluated_after_a_signal_in_its_last_step():
+    """It said that it saves after this step, and evaluated the epoch first."""
+    checkpoints = Checkpoints(minutes=5)
+    with checkpoints.evaluating():
+        pass
+    checkpoints.stopped_by = "SIGTERM"
+    with pytest.raises(EvaluationStopped), checkpoints.evaluating():
+        pytest.fail("evaluated")
 
 
 def test_a_run_that_cannot_be_deleted_is_named(recipe, monkeypatch):

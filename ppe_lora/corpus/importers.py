@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ppe_lora.artifacts import hash_file
 from ppe_lora.cells import bounded, id_of, number_of, shown, text_of, without_blanks
-from ppe_lora.corpus.joins import Table, check_joins
+from ppe_lora.corpus.joins import Table, check_joins, one_file_remedy
 from ppe_lora.corpus.precision import Scale, check_precision, to_task
 from ppe_lora.corpus.rows import Row, row_id
 from ppe_lora.corpus.tables import Record, file_problem, raise_problems, read_records
@@ -126,9 +126,6 @@ def read_import(source: ImportSource, task: ScoresTask, section: str) -> Importe
     return Imported([_row(values, scale, given) for values in found], splits, dropped, notes + narrow)
 
 
-_SPLIT_FILES = frozenset({"train", "valid", "validation", "dev", "test"})
-
-
 def _unused(source: ImportSource, section: str) -> list[str]:
     """Files of which nothing is read: a join by id only takes rows away for them."""
     named = [source.request, *source.target.values(), *([source.split] if source.split else [])]
@@ -136,12 +133,7 @@ def _unused(source: ImportSource, section: str) -> list[str]:
     unused = [name for name in source.files if name not in used]
     if not unused:
         return []
-    remedy = f"delete {', '.join(unused)}, or name a column of it"
-    if len(_SPLIT_FILES & source.files.keys()) > 1:
-        remedy = (
-            "put the rows of all files into one file, with a column that says train, valid or test, and name it in "
-            f"{section}.split"
-        )
+    remedy = one_file_remedy(source.files, section) or f"delete {', '.join(unused)}, or name a column of it"
     return [
         f"{section}.files: expected files of which a column is used; got {', '.join(unused)} without one; files are "
         f"joined by id, not put one after the other; {remedy}"

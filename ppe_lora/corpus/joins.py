@@ -1,6 +1,6 @@
 """Which ids of the files of an import meet, and what is said of those that do not."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from ppe_lora.corpus.tables import Record, raise_problems
 _EXAMPLES = 3
 _FEW = 2
 _MOST_MISSING = 0.1
+_SPLITS = frozenset({"train", "valid", "validation", "dev", "test"})
 
 
 class Table(NamedTuple):
@@ -47,15 +48,24 @@ def check_joins(tables: Mapping[str, Table], request_file: str, section: str) ->
         if alike := _alike(requests, left, other, right):
             problems += alike
         elif not met or min(len(left), len(right)) > max(_FEW, _MOST_MISSING * min(map(_size, (requests, other)))):
-            problems.append(
-                f"{section}.files.{name}: {words}check {section}.files.{request_file}.id and {section}.files.{name}.id"
-            )
+            columns = f"check {section}.files.{request_file}.id and {section}.files.{name}.id"
+            problems.append(f"{section}.files.{name}: {words}{one_file_remedy(tables, section) or columns}")
         elif left or right:
             notes.append(f"{section}.files.{name}: {words}".removesuffix("; "))
     if not problems and not set.intersection(*(set(table.records) for table in tables.values())):
         problems.append(f"{section}.files: expected ids that all of {', '.join(tables)} have; got none")
     raise_problems(problems)
     return notes
+
+
+def one_file_remedy(files: Iterable[str], section: str) -> str | None:
+    """What to do where files are named after splits: they are parts of one table and have no ids in common."""
+    if len(_SPLITS & set(files)) < 2:
+        return None
+    return (
+        "put the rows of all files into one file, with a column that says train, valid or test, and name it in "
+        f"{section}.split"
+    )
 
 
 def _size(table: Table) -> int:

@@ -313,6 +313,13 @@ def test_files_named_after_splits_are_not_joined(tmp_path: Path) -> None:
         "valid or test, and name it in data.source.split"
     )
     assert refusal(several, tmp_path, files, request="train.text", target={"joy": "train.joy"}) == expected
+    (tmp_path / "test.csv").write_text(ROWS.replace("\n", "\nx").removesuffix("x"))
+    two = {name: files[name] for name in ("train", "test")}
+    assert refusal(several, tmp_path, two, request="train.text", target={"joy": "test.joy"}) == (
+        "data.source.files.test: 0 ids meet, of 3 in train.csv and 3 in test.csv; only in train.csv: 'a' (line 2), 'b' "
+        "(line 3), 'c' (line 4); only in test.csv: 'xa' (line 2), 'xb' (line 3), 'xc' (line 4); put the rows of "
+        "all files into one file, with a column that says train, valid or test, and name it in data.source.split"
+    )
 
 
 def test_no_request_at_all_is_no_matter_of_the_split(tmp_path: Path) -> None:

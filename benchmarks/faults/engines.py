@@ -13,8 +13,9 @@ from case import Case
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ppe_lora.export.contract import Contract, write_contract
+from ppe_lora.export.parity import Reading, write_certificate
 from tests.garbage_server import COMMON, Garbage, GarbageServer
-from tests.runs import TASK
+from tests.runs import TASK, make_rows
 from tests.serving import serving
 from tests.teacher_servers import serve
 from tests.tiny import tiny_llama
@@ -37,6 +38,7 @@ def cases(quick: bool, scratch: Path) -> list[Case]:
     """Every kind of garbage from every engine, one request each."""
     folder = tiny_llama(scratch / "model")
     write_contract(folder, Contract(name="m", task=TASK, slots="request", read_out="posterior_mean", max_tokens=256))
+    write_certificate(folder, make_rows(1, seed=5), [Reading("{}")])
     return [case for engine in ENGINES for case in _of_engine(engine, folder)]
 
 

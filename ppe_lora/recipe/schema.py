@@ -361,7 +361,7 @@ class Evaluate(Section):
     latency_rows: Annotated[int, Field(ge=0)] = 20
     """Rows decoded one at a time for the latency quantiles; 0 leaves them out."""
     latency_limit_ms: Annotated[float, Field(gt=0)] | None = None
-    """Longest latency_ms_p95 that the release checklist passes; null is no limit."""
+    """Longest latency_ms_p95, of the adapter on its base model, that the release checklist passes; null is no limit."""
 
 
 class Export(Section):

@@ -79,8 +79,10 @@ def notes(comparison: Comparison) -> list[Words]:
             "差のない指標でも 20 個に 1 個は偶然に差ありとなるため、結論は最初の指標によります。",
         ),
         Words(
-            f"Rejected greedy answers: {one:,} of {first}, {other:,} of {second}; each counts as the worst answer.",
-            f"不正な回答: {first} {one:,} 件、{second} {other:,} 件。それぞれ許される最悪の回答として数えます。",
+            f"Rejected greedy texts: {one:,} of {first}, {other:,} of {second}; in the figures of the greedy text each "
+            "counts as the worst answer.",
+            f"不正な貪欲デコードの文字列: {first} {one:,} 件、{second} {other:,} 件。"
+            "貪欲デコードの数値では、それぞれ許される最悪の回答として数えます。",
         ),
     ]
     if comparison.latency_ms:

@@ -116,6 +116,11 @@ def _metrics(analysis: Analysis) -> list[str]:
     lines = [_row(["metric on the test rows", *head]), _row(["---"] * (len(head) + 1))]
     lines += [_row([name, *(_metric(analysis, name, read_out) for read_out in read_outs)]) for name in _ERRORS]
     lines += ["", f"within_tolerance@5: off by at most {task.figure(0.05 * task.span)} (5 % of the range).", ""]
+    if metrics["schema_valid_rate"] < 1:
+        lines += [
+            "The greedy text's errors are of its accepted answers; mse_norm_strict counts the others as worst.",
+            "",
+        ]
     lines += ["| metric | value | of |", "| --- | --- | --- |"]
     for names, of in ((_DISTRIBUTIONS, "the distributions"), (_TEXT, "the greedy text")):
         lines += [f"| {name} | {_number(metrics[name])} | {of} |" for name in names if name in metrics]

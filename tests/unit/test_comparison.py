@@ -139,7 +139,10 @@ def test_files_of_a_comparison(here):
     assert stored["wins"] + stored["ties"] + stored["losses"] == ROWS
     text = (compared.folder / "comparison.md").read_text(encoding="utf-8")
     assert "雨の日の曲" in text
-    assert "Rejected greedy answers: 0 of a, 1 of b; each counts as the worst answer." in text
+    rejected = (
+        "Rejected greedy texts: 0 of a, 1 of b; in the figures of the greedy text each counts as the worst answer."
+    )
+    assert rejected in text
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals

@@ -254,3 +254,15 @@ def test_targets_that_all_equal_the_train_mean_are_reported_in_words(tmp_path: P
     assert beside in summary
     assert "nan" not in summary
     assert "nan" not in "".join(check.evidence.en for check in checklist(judged(recipe, data, run)))
+
+
+def test_figures_of_accepted_texts_say_so(tmp_path: Path) -> None:
+    """Two errors of one greedy text in one summary: one with its rejected answers as the worst, one without them."""
+    recipe, data, run = make(tmp_path)
+    metrics = read_json(run / "test" / "eval_metrics.json")
+    note = "The greedy text's errors are of its accepted answers; mse_norm_strict counts the others as worst."
+    write_report(recipe, data, run)
+    assert note not in (run / "summary.md").read_text()
+    write_json(run / "test" / "eval_metrics.json", metrics | {"schema_valid_rate": 0.99})
+    write_report(recipe, data, run)
+    assert note in (run / "summary.md").read_text()

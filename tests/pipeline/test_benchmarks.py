@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import MistralConfig
 
-from ppe_lora.artifacts import read_json, write_json
+from ppe_lora.artifacts import write_json
 from ppe_lora.recipe.schema import Student
 from ppe_lora.student.load import load_base
 from ppe_lora.student.tokenizer import load_tokenizer
@@ -303,19 +303,3 @@ def test_both_servers_are_timed_and_ours_is_loaded(served_run, tmp_path, monkeyp
     raw = json.loads((tmp_path / "serving_run.json").read_text())
     assert len(raw["alone_ms"]["ours"]) == 32
     assert headline["memory_mb_last_quarter"] > 0
-
-
-def test_reports_grow_by_committed_figures(tmp_path, monkeypatch, capsys):
-    """The made-up runs have to be ones that report and comparison still read."""
-    module = benchmark("report_growth")
-    monkeypatch.setattr(module, "QUICK_SIZES", (40, 80))
-    monkeypatch.setattr(module, "_apart", lambda measure, scratch, rows: module._timed((measure, scratch, rows)))
-    monkeypatch.setattr(module, "_timed", lambda arguments: {"seconds": 1.0, **arguments[0](*arguments[1:])})
-    monkeypatch.setattr(sys, "argv", ["report_growth.py", "--quick", "--out", str(tmp_path)])
-    module.main()
-    headline = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {name: (found["rows"], found["exponent"]) for name, found in headline.items()} == dict.fromkeys(
-        ("differences", "report", "compare"), (80, 0.0)
-    )
-    assert 4 < headline["report"]["page_mb"] < 6
-    assert [one["rows"] for one in read_json(tmp_path / "report_growth.json")["compare"]] == [40, 80]

@@ -125,8 +125,10 @@ def test_bad_sweeps_are_refused_before_anything_runs(tmp_path):
     write_recipe(tmp_path / "a.yaml")
     write_recipe(tmp_path / "b.yaml", "train: {epoch: 3}")
     assert message(tmp_path) == f"{tmp_path}/b.yaml:4: train.epoch: unknown key; did you mean 'epochs'?"
-    write_recipe(tmp_path / "b.yaml", "name: a")
-    assert message(tmp_path) == f"{tmp_path}/b.yaml: expected a name of its own; got a, that of {tmp_path}/a.yaml"
+    for name in ("a", "A"):  # one folder on many disks
+        write_recipe(tmp_path / "b.yaml", f"name: {name}")
+        taken = f"got {name}, that of {tmp_path}/a.yaml"
+        assert message(tmp_path) == f"{tmp_path}/b.yaml: expected a name of its own; {taken}"
     assert message(tmp_path, "name=x") == "name=x: would give all runs of the sweep one name; use --suffix"
 
 

@@ -152,8 +152,10 @@ def _alike(grams_N: _Grams, threshold: float) -> tuple[Ints, Ints, NDArray[np.fl
     bands = zip(minima.keys_BN, minima.ties_BN, strict=True)
     candidates = (pairs_P for keys_N, ties_N in bands for pairs_P in _sharing(keys_N, ties_N, farthest))
     passed = [_verified(sets, minima.sketch_NH, pairs_P, threshold) for pairs_P in _distinct(candidates)]
-    one_P, other_P = np.divmod(_unique(passed), sets.shape[0])
-    return one_P, other_P, _similarities(sets, one_P, other_P)
+    codes_P, similarity_P = (np.concatenate(parts) for parts in zip(*passed, strict=True))
+    codes_P, first_P = np.unique_all(codes_P)[:2] if len(passed) > 1 else (codes_P, slice(None))
+    one_P, other_P = np.divmod(codes_P, sets.shape[0])
+    return one_P, other_P, similarity_P[first_P]
 
 
 def _distinct(parts: Iterable[Ints]) -> Iterator[Ints]:
@@ -283,18 +285,21 @@ def _gram_sets(grams_N: _Grams) -> Any:
     return sets
 
 
-def _verified(sets: Any, sketch_NH: NDArray[np.uint8], codes_P: Ints, threshold: float) -> Ints:
-    """Those of some candidates, each given as one * N + other, that are at least `threshold` alike."""
+def _verified(
+    sets: Any, sketch_NH: NDArray[np.uint8], codes_P: Ints, threshold: float
+) -> tuple[Ints, NDArray[np.float64]]:
+    """Those of some candidates, each given as one * N + other, that are at least `threshold` alike, and how much."""
     hashes = sketch_NH.shape[1]
     fewest = hashes * threshold - _SKETCH_DEVIATIONS * sqrt(hashes * threshold * (1 - threshold))
-    passed = [codes_P[:0]]
+    codes, similarities = [codes_P[:0]], [np.empty(0)]
     for begin in range(0, len(codes_P), _CHUNK_PAIRS):
         part_P = codes_P[begin : begin + _CHUNK_PAIRS]
         one_P, other_P = np.divmod(part_P, sets.shape[0])
         likely_P = np.count_nonzero(sketch_NH[one_P] == sketch_NH[other_P], axis=1) >= fewest
-        part_P, one_P, other_P = part_P[likely_P], one_P[likely_P], other_P[likely_P]
-        passed.append(part_P[_similarities(sets, one_P, other_P) >= threshold])
-    return np.concatenate(passed)
+        similarity_P = _similarities(sets, one_P[likely_P], other_P[likely_P])
+        codes.append(part_P[likely_P][similarity_P >= threshold])
+        similarities.append(similarity_P[similarity_P >= threshold])
+    return np.concatenate(codes), np.concatenate(similarities)
 
 
 def _similarities(sets: Any, one_P: Ints, other_P: Ints) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ Each command reads what the stages of `pipeline` wrote, or will write, and print
 torch is imported inside the commands that need it.
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -188,15 +189,11 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
         DataError: The data set has not been built.
         RunError: With `models`, the run is not finished.
     """
-    from rich.table import Table
-
     from ppe_lora.artifacts import hash_file, is_current, write_manifest, write_text
     from ppe_lora.corpus.rows import read_rows, split_path, targets_matrix
     from ppe_lora.evaluation.baselines import baseline_answers, baseline_lines, embedding_answers
-    from ppe_lora.evaluation.metrics import ratio
     from ppe_lora.evaluation.row_errors import squared_errors
     from ppe_lora.evaluation.stored import common_ids, read_run
-    from ppe_lora.report.run_words import NAMES
 
     if models:
         recipe = read_run(run_dir(recipe)).recipe  # an unfinished run is named before anything is decoded
@@ -216,28 +213,41 @@ def baselines(recipe: Recipe, *, models: bool = False) -> None:
         answers["embeddings"] = embedded_NK
     answers |= {name: stored.answers(ids, "greedy") for name, stored in others.items()}
     error = {
-        name: squared_errors(answer_NK, targets_matrix(test_rows, task), task).mean()
+        name: float(squared_errors(answer_NK, targets_matrix(test_rows, task), task).mean())
         for name, answer_NK in answers.items()
     }
-    table = Table(
-        "baseline", "mse_norm", "against the train mean", title=f"{recipe.data.name}: {len(test_rows)} test rows"
-    )
-    for name, value in error.items():
-        times = ratio(value, error["train_mean"])
-        table.add_row(NAMES[name].en, f"{value:.5f}", "-" if times is None else f"{times:.3f}")
-    install = ".venv/bin/pip install -c constraints.txt -e '.[embeddings]'"
-    missing = {"embeddings": install, "untuned": "--models", "plain_sft": "--models"}
-    for name, remedy in missing.items():
-        if name not in error:
-            table.add_row(NAMES[name].en, "-", remedy)
-    console.print(table)
+    _print_baselines(f"{recipe.data.name}: {len(test_rows)} test rows", error)
     folder, inputs = run_dir(recipe) / "baselines", {"test_rows": hash_file(test_path)}
-    kept = {name: answer_NK for name, answer_NK in answers.items() if name in missing}
+    kept = {name: answer_NK for name, answer_NK in answers.items() if name in _MADE_ON_WISH}
     if kept and (models or ((run_dir(recipe) / "test").is_dir() and not is_current(folder, inputs))):
         with holding(run_dir(recipe), wait=say):
             write_text(folder / "predictions.jsonl", baseline_lines(ids, kept, task))
             write_manifest(folder, inputs, files=["predictions.jsonl"], rows=len(ids))
         console.print(f"{folder}: kept; `ppe-lora report` shows them")
+
+
+_MADE_ON_WISH = {
+    "embeddings": ".venv/bin/pip install -c constraints.txt -e '.[embeddings]'",
+    "untuned": "--models",
+    "plain_sft": "--models",
+}
+"""Baselines that not every call has, and how to get them."""
+
+
+def _print_baselines(title: str, error: Mapping[str, float]) -> None:
+    from rich.table import Table
+
+    from ppe_lora.evaluation.metrics import ratio
+    from ppe_lora.report.run_words import NAMES
+
+    table = Table("baseline", "mse_norm", "against the train mean", title=title)
+    for name, value in error.items():
+        times = ratio(value, error["train_mean"])
+        table.add_row(NAMES[name].en, f"{value:.5f}", "-" if times is None else f"{times:.3f}")
+    for name, remedy in _MADE_ON_WISH.items():
+        if name not in error:
+            table.add_row(NAMES[name].en, "-", remedy)
+    console.print(table)
 
 
 def _other_models(recipe: Recipe) -> "dict[str, Stored]":

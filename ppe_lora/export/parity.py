@@ -86,13 +86,19 @@ def asked(folder: Path) -> list[Asked]:
     """The requests of a folder's certificate, for an engine that is to be held against it.
 
     Raises:
-        ModelError: The folder has no certificate.
+        ModelError: The folder has no certificate, or one of an earlier version.
     """
+    requests = _read(folder)["requests"]
+    if not all("served" in one for one in requests):
+        raise ModelError(
+            f"{folder / FILE_NAME}: expected served answers; got a certificate of an earlier version; make the export "
+            "again with `ppe-lora export RECIPE`"
+        )
     return [
         Asked(
             one["request"], one["language"], one["context"], Reading(one["text"], one["posterior_mean"], one["served"])
         )
-        for one in _read(folder)["requests"]
+        for one in requests
     ]
 
 

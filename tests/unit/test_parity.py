@@ -84,6 +84,19 @@ def test_the_same_requests_can_be_asked_again(export: Path) -> None:
     assert [one.reference for one in found] == REFERENCE
 
 
+def test_a_certificate_of_an_earlier_version_is_named(export: Path) -> None:
+    content = json.loads((export / "parity.json").read_text())
+    for one in content["requests"]:
+        del one["served"]
+    (export / "parity.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError) as error:
+        asked(export)
+    assert str(error.value) == (
+        f"{export}/parity.json: expected served answers; got a certificate of an earlier version; make the export "
+        "again with `ppe-lora export RECIPE`"
+    )
+
+
 def test_answers_to_other_requests_are_refused(export: Path) -> None:
     with pytest.raises(ModelError, match="expected 3 answers of engine 1; got 2"):
         add_entry(export, TASK, "engine 1", REFERENCE[:2])

@@ -207,13 +207,13 @@ def run_to_status(work: Callable[[], object]) -> int:
     return int(status) if isinstance(status, int) else 0 if status is None else _tell(str(status), 1)
 
 
-def is_speaking() -> bool:
-    """Whether this process is the first of a launch, whose words are everybody's."""
+def is_first_process() -> bool:
+    """Whether this process is the first of a launch, which writes and speaks for all."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _tell(text: str, status: int) -> int:
-    if not is_speaking():
+    if not is_first_process():
         time.sleep(_LATER_RANKS_S)
     with suppress(OSError, ValueError):  # nobody may be left to hear it
         print(text, file=sys.stderr, flush=True)

@@ -75,7 +75,7 @@ def read_answers(recipe: Recipe, results: list[Path]) -> None:
     console.print(f"{raw_dir(data_dir(recipe))}: {len(answers.replies):,} new answers")
     if answers.unanswered:
         reason = next(iter(answers.unanswered.values()))
-        console.print(f"  {len(answers.unanswered):,} questions have none (the first: {reason})", markup=False)
+        console.print(f"  {len(answers.unanswered):,} questions have none (the first: {reason})")
 
 
 def describe_data(recipe: Recipe) -> None:
@@ -107,7 +107,7 @@ def describe_data(recipe: Recipe) -> None:
         verdict = write_data_page(folder, recipe, data, stats, described, missing)
     console.print(verdict)
     if missing:
-        console.print(f"  no lengths in tokens: {missing}", markup=False)
+        console.print(f"  no lengths in tokens: {missing}")
     console.print(str(folder / FILE_NAME))
 
 
@@ -302,7 +302,6 @@ def estimate(recipe: Recipe, rows: int | None) -> None:
     console.print(
         f"{data.known_from}: {tokens.instruction:.0f} of the instruction, {tokens.request:.0f} of a request, "
         f"{tokens.answer:.0f} of an answer, {tokens.slots:.0f} to read its scores",
-        markup=False,
     )
     console.print(
         "estimates from counts, not measurements; the formulas are in ppe_lora/student/estimate.py. A small model "

@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ppe_lora.artifacts import make_folder, write_json
+from ppe_lora.boundary import is_first_process
 from ppe_lora.errors import InUse
 
 _SAYS_WITHIN_S = 0.5
@@ -45,7 +46,7 @@ def holding(
     Raises:
         InUse: Another process holds it.
     """
-    if wait is None and os.environ.get("RANK", "0") != "0":
+    if wait is None and not is_first_process():
         yield
         return
     file = lock or path.resolve().with_name(f".{path.resolve().name}.lock")

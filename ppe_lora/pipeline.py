@@ -18,12 +18,12 @@ and Weave are fed from the run folder, by processes of their own. torch is impor
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ppe_lora.boundary import is_first_process
 from ppe_lora.console import console, warn
 from ppe_lora.evaluation.runs import A_RUN, RUNS, find_run, no_run
 from ppe_lora.interruption import interruptible
@@ -47,7 +47,7 @@ def run_dir(recipe: Recipe) -> Path:
 
 def say(line: str) -> None:
     """Print a line as it is."""
-    console.print(line, markup=False)
+    console.print(line)
 
 
 def alone_in(run: Path) -> contextlib.AbstractContextManager[None]:
@@ -83,7 +83,7 @@ def build_data(recipe: Recipe, *, skip_corrupt: bool = False, wait: Callable[[st
     """
     from ppe_lora.corpus.build import build_dataset
 
-    if not _is_first_process():
+    if not is_first_process():
         return
     folder = data_dir(recipe)
     left = f"{folder} is not finished; what a teacher has answered is kept, and the same command goes on from there"
@@ -96,7 +96,7 @@ def build_data(recipe: Recipe, *, skip_corrupt: bool = False, wait: Callable[[st
             shown = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
             console.print(f"  {word} of {report.asked}: {shown}")
     for note in report.notes:
-        console.print(f"  {note}", markup=False)
+        console.print(f"  {note}")
     if report.made:
         console.print("  to look at it: `ppe-lora data stats RECIPE` writes data_report.html")
 
@@ -126,7 +126,7 @@ def train(recipe: Recipe, *, resume: bool = False, fresh: bool = False) -> None:
 def _train(recipe: Recipe, followers: "Followers", *, resume: bool, fresh: bool) -> None:
     from ppe_lora.student import training
 
-    if _is_first_process() and (fresh or not training.is_trained(recipe, data_dir(recipe), run_dir(recipe))):
+    if is_first_process() and (fresh or not training.is_trained(recipe, data_dir(recipe), run_dir(recipe))):
         _warn_of_later_stages(recipe)
     if fresh:
         followers.wait_for_earlier_ones(say)
@@ -203,9 +203,9 @@ def _report(recipe: Recipe, folder: Path) -> None:
     from ppe_lora.report.run_report import write_report
 
     kept = f"{folder} is unchanged but for its report; the same command writes that"
-    if _is_first_process():
+    if is_first_process():
         with interruptible(kept):
-            console.print(write_report(recipe, data_dir(recipe), folder), markup=False)
+            console.print(write_report(recipe, data_dir(recipe), folder))
 
 
 def run(recipe: Recipe, *, fresh: bool = False) -> None:
@@ -242,7 +242,7 @@ def sync_tracking(run: str, overrides: Sequence[str]) -> None:
         raise no_run(run, A_RUN, "none")
     recipe = load_recipe(folder / "config.yaml", overrides)
     for line in sync(recipe, data_dir(recipe), folder):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def sweep(folder: Path, overrides: Sequence[str], gpus: Sequence[str], suffix: str, out: Path | None) -> None:
@@ -292,7 +292,7 @@ def _sweep(
     if len(failed) < len(recipes):
         board = build_leaderboard({run_dir(recipe): recipe for recipe in recipes}, failed)
         with holding(out or log_dir, wait=say):  # another sweep may write there, too
-            console.print(write_leaderboard(out or log_dir, board), markup=False)
+            console.print(write_leaderboard(out or log_dir, board))
             write_leaderboard_page(out or log_dir, log_dir.name, board)
         console.print(str((out or log_dir) / LEADERBOARD_PAGE))
     if failed:
@@ -315,10 +315,6 @@ def compare(first: str, second: str) -> None:
 
     with alone_in(home_of((first, second))):
         compared = compare_sides((first, second), data_dir)
-        console.print(write_comparison(compared.folder, compared.comparison), markup=False)
+        console.print(write_comparison(compared.folder, compared.comparison))
         write_comparison_page(compared.folder, compared.comparison, (compared.first, compared.second))
     console.print(str(compared.folder / FILE_NAME))
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -200,7 +200,7 @@ def _tell(job: Job, start: int) -> int:
         new = log.read()
     whole, newline, _ = new.rpartition(b"\n")
     for line in whole.decode(errors="replace").splitlines():
-        console.print(f"{job.name} | {line}", markup=False)
+        console.print(f"{job.name} | {line}")
     return start + len(whole) + len(newline)
 
 

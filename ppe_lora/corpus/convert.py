@@ -85,7 +85,7 @@ def convert(source: Path, target: Path, to: Format, task: ScoresTask, skip_inval
         raise DataError(f"{source}: expected at least one valid record; got none of {len(report)}:\n{problems[0]}")
     _write(target, by_split, report, to, task)
     for note in _notes(rows, list(instructions), task):
-        console.print(note, markup=False)
+        console.print(note)
     counts = {name: len(by_split[name]) for name in SPLITS if name in by_split}
     return Converted(counts, len(report) - len(rows))
 

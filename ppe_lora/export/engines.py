@@ -38,7 +38,7 @@ def export_for_engines(recipe: Recipe, run_dir: Path) -> None:
         merged = run_dir / "merged"
         tokenizer = load_tokenizer(merged)
         if note := weights_note(recipe, run_metrics(run_dir)):
-            console.print(f"{recipe.name}: {note.replace('**', '')}", markup=False)
+            console.print(f"{recipe.name}: {note.replace('**', '')}")
         for engine in dict.fromkeys(recipe.export.engines):
             out = run_dir / engine
             inputs = _inputs(recipe, merged, engine)

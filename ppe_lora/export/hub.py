@@ -88,12 +88,11 @@ def _say_what_goes(folder: Path, repository: str) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     size = sum(path.stat().st_size for path in files)
     names = ", ".join(path.relative_to(folder).as_posix() for path in files)
-    console.print(f"{repository}: uploading {len(files)} files, {size / 1e6:,.1f} MB: {names}", markup=False)
+    console.print(f"{repository}: uploading {len(files)} files, {size / 1e6:,.1f} MB: {names}")
     if requests := len(asked(folder)):
         console.print(
             f"{repository}: with them go {requests:,} requests of validation rows and their answers, as people wrote "
             "them (parity.json)",
-            markup=False,
         )
 
 

@@ -106,7 +106,7 @@ def export_run(recipe: Recipe, data_dir: Path, run_dir: Path) -> None:
     state = processes()
     if state.is_main_process:
         if told := uncorrected(contract_of(recipe), run_dir):
-            console.print(told, markup=False)
+            console.print(told)
         base = resolve_trained_base(recipe.student, run_dir)
         run = _Run(recipe, data_dir, run_dir, base, load_tokenizer(base), state.device)
         inputs = _inputs(run)

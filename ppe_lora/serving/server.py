@@ -58,7 +58,7 @@ def serve(sources: Sequence[str], settings: Settings) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         said = f"http://{shown}:{port}/ answers with {', '.join(models)}; Ctrl-C ends it"
-        make_server(gate, listener, settings, lambda: console.print(said, markup=False)).run([listener])
+        make_server(gate, listener, settings, lambda: console.print(said)).run([listener])
     finally:
         listener.close()
 

@@ -145,7 +145,7 @@ def _open(named: Named, settings: Settings, observe: Callable[[int], None]) -> B
 
 def _tell_if_uncorrected(contract: Contract | None, folder: Path) -> None:
     if contract is not None and (told := uncorrected(contract, folder)):
-        console.print(told, markup=False)
+        console.print(told)
 
 
 def _open_engine(source: Source, url: str, contract: Contract | None, asked: Contract, settings: Settings) -> Backend:
@@ -161,7 +161,6 @@ def _open_engine(source: Source, url: str, contract: Contract | None, asked: Con
             console.print(
                 f"{url}: {model} answers with greedy text, not the {asked.read_out} of {asked.name}: neither vLLM nor "
                 "llama.cpp at an address that ends in /v1, or no folder with its tokenizer",
-                markup=False,
             )
         return ChatBackend(asked, url, model, settings)
 
@@ -186,7 +185,6 @@ def _open_engine(source: Source, url: str, contract: Contract | None, asked: Con
             console.print(
                 f"{url}: {model} answers without the head, which only our own decoder reads: mse_norm on validation "
                 f"rows {found[0]:.4f}, with the head {found[1]:.4f}",
-                markup=False,
             )
     reader = Reader(contract, _tokenizer(place), calibration)
     return EngineBackend(contract.task, reader, engine, url, model, settings)

@@ -272,7 +272,7 @@ def _cached(name: str, inputs: Mapping[str, Any], write: Callable[[Path], None])
     folder = cache_folder() / "bases" / f"{name}-{hash_json(inputs)}"
     if is_current(folder, inputs):
         return folder
-    with holding(folder, wait=lambda told: console.print(told, markup=False)):
+    with holding(folder, wait=lambda told: console.print(told)):
         if not is_current(folder, inputs):
             console.print(f"preparing the base model {name}, once: {folder}")
             with new_folder(folder) as made:

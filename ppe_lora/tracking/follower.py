@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from ppe_lora.artifacts import read_json, write_text
+from ppe_lora.boundary import is_first_process
 from ppe_lora.console import warn
 from ppe_lora.errors import RunError
 from ppe_lora.locks import holding
@@ -82,7 +83,7 @@ class Followers:
 
     def start(self) -> None:
         """Start them, once, in the first process of a launch; the run folder is there."""
-        if self._running or os.environ.get("RANK", "0") != "0" or os.environ.get("WANDB_MODE") == "disabled":
+        if self._running or not is_first_process() or os.environ.get("WANDB_MODE") == "disabled":
             return
         for tracker in trackers(self.track):
             try:

@@ -94,7 +94,7 @@ def _read_file(path: Path, skip_corrupt: bool) -> list[Reply]:
                 raise DataError(
                     f"{message}; restore it, or ask for corrupt lines to be skipped: their questions are asked again"
                 ) from error
-            console.print(f"{message}; skipped, its question is asked again", markup=False)
+            console.print(f"{message}; skipped, its question is asked again")
     return replies
 
 
@@ -240,6 +240,5 @@ def _cut_torn_line(path: Path) -> None:
         console.print(
             f"{path}: the last line was cut off by a kill ({len(content) - whole} bytes); removed, its question is "
             "asked again",
-            markup=False,
         )
         os.truncate(path, whole)

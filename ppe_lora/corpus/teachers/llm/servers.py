@@ -102,7 +102,7 @@ class Member:
     def answered(self) -> None:
         """It lives, were it to say 429."""
         if self.dead:
-            console.print(f"{self.name} answers again", markup=False)
+            console.print(f"{self.name} answers again")
         self._failures, self._rests, self.resting_until = 0, 0, None
 
     def _failed(self, reason: PpeError) -> None:
@@ -116,7 +116,7 @@ class Member:
         if self.resting_until is not None and self.resting_until > now:
             return
         if self.resting_until is None:
-            console.print(f"{self.name} gives no answers and is left alone for a while: {reason}", markup=False)
+            console.print(f"{self.name} gives no answers and is left alone for a while: {reason}")
         self.resting_until = now + min(_LONGEST_REST_S, _FIRST_REST_S * 2**self._rests)
         self._rests += 1
 

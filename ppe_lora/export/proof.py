@@ -46,11 +46,11 @@ def prove_export(recipe: Recipe, run_dir: Path, export: str, url: str | None, mo
         expected = "none for onnx" if url else "the address of the running server"
         raise RunError(f"--url: expected {expected}; got {url or 'none'}")
     requests = asked(folder)
+    if url is not None and (problem := address_problem(url)):
+        raise RunError(f"--url: {problem}")
     check_files(folder)  # an answer of other files would stand in their certificate
     if url is None:
         return _verdict(prove_node(folder, task), "greedy", recipe.evaluate.read_out)
-    if problem := address_problem(url):
-        raise RunError(f"--url: {problem}")
     name, engine = _ENGINES[export]
     served = model or (recipe.name if export != "gguf" else f"{recipe.name}-{recipe.export.gguf_types[0]}")
     tokenizer = load_tokenizer(run_dir / "merged")

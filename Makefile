@@ -45,7 +45,7 @@ $(COMPRESS_READY): configs/compress-requirements.txt
 compress: $(READY) $(COMPRESS_READY) ## Make the environment that `export.quantize: gptq` needs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[gptq]"
 
-demo: $(READY) ## Data, training, decoded scores, merged model: about 11 minutes on two CPU cores
+demo: $(READY) ## Data, training, decoded scores, merged model: about a quarter of an hour on two CPU cores
 	$(BIN)/ppe-lora run recipes/demo.yaml
 
 docs-demo: demo ## The same, and its figures into docs/demo, which the README quotes

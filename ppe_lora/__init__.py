@@ -4,6 +4,8 @@ import os
 
 __version__ = "0.1.0"
 
-# OpenMP reads this once, when torch is loaded. Its threads spin while they wait for one another, by default: beside a
-# second process on the same cores, each then waits for threads that do not run.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP reads this once, when torch is loaded. By default its threads spin for milliseconds while they wait for one
+# another: beside a second process on the same cores, each then waits for threads that do not run. Without any spinning
+# a process alone pays for waking them. benchmarks/side_by_side.py measures both.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

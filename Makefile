@@ -59,8 +59,9 @@ docs-sweep: $(READY) ## The example in docs/rank_sweep_small: five ranks on a CP
 	$(BIN)/ppe-lora sweep recipes/rank_sweep_small --out docs/rank_sweep_small
 	cp checkpoints/small_r16/report.html checkpoints/small_r16/summary.md docs/rank_sweep_small/
 
-# One process a core, one thread a process: two threads on a small tensor mostly wait for each other.
-PYTEST_ALL_CORES := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
+# One process a core, one thread a process: two threads on a small tensor mostly wait for each other. Tests of a file share
+# what the first of them made.
+PYTEST_ALL_CORES := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 test: $(READY) ## Every test that takes seconds
 	$(PYTEST_ALL_CORES) -m "not slow and not engines"

@@ -126,9 +126,16 @@ def train(
     state.wait_for_everyone()
     on_start()
     trained = _run(recipe, ready, run_dir)
+    _select(recipe, inputs, run_dir, started, trained)
+    state.wait_for_everyone()
+
+
+def _select(recipe: Recipe, inputs: dict[str, Any], run_dir: Path, started: float, trained: dict[str, Any]) -> None:
+    """Choose the epoch, keep its adapter, and write the manifest, with which the run is whole."""
     judged = epoch_metrics(run_dir), recipe.evaluate.gate, recipe.evaluate.read_out
     course = read_loss_course(run_dir / "train_log.csv")
     best = select_epoch(*judged, advice(course))
+    state = processes()
     if state.is_main_process:
         keep_best(run_dir, best)
         write_manifest(
@@ -149,7 +156,6 @@ def train(
             warn(told)
         if course is not None and course.diverged and "diverged" not in trained:
             warn(f"the training loss was {course.story}: training has diverged; lower train.learning_rate")
-    state.wait_for_everyone()
 
 
 def kept(run_dir: Path) -> str:
